@@ -1,0 +1,57 @@
+"""Sampled answers as tensors: the form in which sampling hands them to training and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rollouts:
+    """N answers, right-padded. Token ids `ids_NL` hold prompt, then answer.
+
+    `own_NL` marks the tokens the model chose itself (its end-of-sequence included): prompt, padding and the world's
+    replies are False. `logp_NL` is log μ(token) in nats under the sampling distribution (temperature applied), 0 where
+    not own. `length_N` counts prompt and answer. `finished_N` is False for an answer cut by its token limit.
+    """
+
+    ids_NL: Tensor
+    prompt_N: Tensor
+    length_N: Tensor
+    own_NL: Tensor
+    logp_NL: Tensor
+    finished_N: Tensor
+
+    def __len__(self) -> int:
+        return self.ids_NL.shape[0]
+
+    @property
+    def sampled_tokens(self) -> int:
+        return int(self.own_NL.sum())
+
+    def responses(self) -> list[list[int]]:
+        """Token ids of each answer, the world's replies and the end-of-sequence included."""
+        rows = self.ids_NL.tolist()
+        return [row[p:n] for row, p, n in zip(rows, self.prompt_N.tolist(), self.length_N.tolist(), strict=True)]
+
+    def take(self, rows: Tensor) -> Rollouts:
+        """The chosen rows, cut to their longest."""
+        length = self.length_N[rows]
+        cut = int(length.max()) if len(length) else 0
+        return Rollouts(
+            self.ids_NL[rows, :cut], self.prompt_N[rows], length, self.own_NL[rows, :cut], self.logp_NL[rows, :cut], self.finished_N[rows]
+        )  # fmt: skip
+
+
+def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_id: int) -> Rollouts:
+    """Given answers as rollouts: every answer token counts as the model's own, log-probabilities are NaN (unknown)."""
+    prompt = torch.tensor([len(p) for p in prompts])
+    length = prompt + torch.tensor([len(a) for a in answers])
+    width = int(length.max()) if len(prompts) else 0
+    ids = torch.tensor([[*p, *a] + [pad_id] * (width - len(p) - len(a)) for p, a in zip(prompts, answers, strict=True)])
+    at = torch.arange(width)
+    own = (at >= prompt[:, None]) & (at < length[:, None])
+    return Rollouts(ids.reshape(len(prompts), width), prompt, length, own, torch.full(own.shape, torch.nan), torch.ones(len(prompts), dtype=torch.bool))

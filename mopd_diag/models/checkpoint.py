@@ -1,0 +1,184 @@
+"""Hugging Face checkpoints in and out of the fast decoder; safetensors only, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mopd_diag.errors import CheckpointError
+from mopd_diag.models.decoder import Decoder, DecoderConfig, half_split, interleave
+from mopd_diag.models.tokenizer import Tokenizer
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+def to_hf(model: Decoder) -> dict[str, Tensor]:
+    """The model's weights under Hugging Face's names and in its rotary layout."""
+    c = model.config
+    q_rows, k_rows = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    state = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm}
+    if model.head is not None:
+        state["lm_head.weight"] = model.head
+    for i, layer in enumerate(model.layers):
+        at = f"model.layers.{i}."
+        q, k, v = layer.qkv.split((q_rows, k_rows, k_rows))  # type: ignore[operator]
+        gate, up = layer.gate_up.chunk(2)  # type: ignore[operator]
+        state |= {
+            at + "input_layernorm.weight": layer.norm_attention,  # type: ignore[dict-item]
+            at + "self_attn.q_proj.weight": half_split(q, c.head_dim),
+            at + "self_attn.k_proj.weight": half_split(k, c.head_dim),
+            at + "self_attn.v_proj.weight": v,
+            at + "self_attn.o_proj.weight": layer.out,  # type: ignore[dict-item]
+            at + "post_attention_layernorm.weight": layer.norm_mlp,  # type: ignore[dict-item]
+            at + "mlp.gate_proj.weight": gate,
+            at + "mlp.up_proj.weight": up,
+            at + "mlp.down_proj.weight": layer.down,  # type: ignore[dict-item]
+        }
+        if c.qk_norm:
+            state[at + "self_attn.q_norm.weight"] = half_split(layer.norm_q, c.head_dim)  # type: ignore[arg-type]
+            state[at + "self_attn.k_norm.weight"] = half_split(layer.norm_k, c.head_dim)  # type: ignore[arg-type]
+    return {name: t.detach().contiguous().clone() for name, t in state.items()}
+
+
+def from_hf(config: DecoderConfig, state: dict[str, Tensor]) -> Decoder:
+    """A decoder holding a Hugging Face state dict. Raises KeyError for a missing weight, RuntimeError for a wrong shape."""
+    model = Decoder(config)
+    e = config.head_dim
+    with torch.no_grad():
+        model.embed.copy_(state["model.embed_tokens.weight"])
+        model.norm.copy_(state["model.norm.weight"])
+        if model.head is not None:
+            model.head.copy_(state["lm_head.weight"])
+        for i, layer in enumerate(model.layers):
+            get = lambda name, at=f"model.layers.{i}.": state[f"{at}{name}.weight"]  # noqa: E731
+            q, k = interleave(get("self_attn.q_proj"), e), interleave(get("self_attn.k_proj"), e)
+            layer.norm_attention.copy_(get("input_layernorm"))  # type: ignore[operator]
+            layer.qkv.copy_(torch.cat((q, k, get("self_attn.v_proj"))))  # type: ignore[operator]
+            layer.out.copy_(get("self_attn.o_proj"))  # type: ignore[operator]
+            layer.norm_mlp.copy_(get("post_attention_layernorm"))  # type: ignore[operator]
+            layer.gate_up.copy_(torch.cat((get("mlp.gate_proj"), get("mlp.up_proj"))))  # type: ignore[operator]
+            layer.down.copy_(get("mlp.down_proj"))  # type: ignore[operator]
+            if config.qk_norm:
+                layer.norm_q.copy_(interleave(get("self_attn.q_norm"), e))  # type: ignore[operator]
+                layer.norm_k.copy_(interleave(get("self_attn.k_norm"), e))  # type: ignore[operator]
+    return model
+
+
+def hf_config(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The `config.json` that `transformers`, vLLM and lm-eval read."""
+    kind = "qwen3" if config.qk_norm else "llama"
+    fields = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    fields += ("intermediate_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")
+    return {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        **{f: getattr(config, f) for f in fields},
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "dtype": "float32",
+    }
+
+
+def decoder_config(table: dict[str, Any]) -> DecoderConfig | None:
+    """The decoder's sizes from a `config.json`; None when this decoder does not compute that architecture exactly."""
+    kind = table.get("model_type")
+    rope = table.get("rope_parameters") or table.get("rope_scaling") or {}
+    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+    biased = table.get("attention_bias") or table.get("mlp_bias") or table.get("use_sliding_window")
+    if kind not in ARCHITECTURES or not plain or biased or table.get("hidden_act", "silu") != "silu":
+        return None
+    heads = table["num_attention_heads"]
+    return DecoderConfig(
+        vocab_size=table["vocab_size"],
+        hidden_size=table["hidden_size"],
+        num_hidden_layers=table["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=table.get("num_key_value_heads") or heads,
+        head_dim=table.get("head_dim") or table["hidden_size"] // heads,
+        intermediate_size=table["intermediate_size"],
+        rope_theta=rope.get("rope_theta") or table.get("rope_theta") or 10_000.0,
+        rms_norm_eps=table.get("rms_norm_eps", 1e-6),
+        max_position_embeddings=table.get("max_position_embeddings", 2048),
+        tie_word_embeddings=table.get("tie_word_embeddings", False),
+        qk_norm=kind == "qwen3",
+    )
+
+
+def save_checkpoint(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a Hugging Face checkpoint. A reader sees the old folder or the whole new one, never a half."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    draft.mkdir()
+    try:
+        config = hf_config(model.config, tokenizer)
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        generation = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        (draft / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        save_file(to_hf(model), draft / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(draft)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder. Raises CheckpointError with what to do when there is none."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint at {folder}: expected a Hugging Face model directory; check the path")
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: expected config.json; it may be half-written, save it again")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); save the checkpoint again") from error
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All weights of a checkpoint folder, one file or sharded. Raises CheckpointError when a file is missing or cut short."""
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    state: dict[str, Tensor] = {}
+    for name in names:
+        if not (folder / name).is_file():
+            found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            raise CheckpointError(f"{folder} lacks {name} (found: {found}); only safetensors weights are read")
+        try:
+            state |= load_file(folder / name)
+        except (SafetensorError, ValueError) as error:
+            raise CheckpointError(f"{folder / name} is damaged or half-written ({error}); save it again") from error
+    return state
+
+
+def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Load a Llama or Qwen3 checkpoint into the fast decoder.
+
+    Raises CheckpointError when the folder is missing, half-written, of another architecture, or lacks a weight.
+    """
+    table = read_config(folder)
+    config = decoder_config(table)
+    if config is None:
+        raise CheckpointError(f"{folder}: model_type {table.get('model_type')!r} is not one the fast decoder computes")
+    state = {name: t.to(dtype) for name, t in read_weights(folder).items()}
+    if not config.tie_word_embeddings and "lm_head.weight" not in state:
+        config = replace(config, tie_word_embeddings=True)
+    try:
+        return from_hf(config, state).to(dtype)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: weights do not fit config.json ({error}); save the checkpoint again") from error

@@ -1,0 +1,170 @@
+"""A small, fast Llama/Qwen3 decoder: the harness trains it, samples from it and scores under it.
+
+It computes what `transformers` computes for the same checkpoint (a test holds them together), with less work a step:
+fused projections, rotary embedding as one complex product, right-padded batches that need no mask, and a head that is
+applied only to the positions that are asked for.
+
+Axis letters: N sequences, L positions, D hidden, H query heads, K key/value heads, E head width, F feed-forward,
+V vocabulary, M selected positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The sizes of a decoder; field names follow the Hugging Face configuration."""
+
+    vocab_size: int
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 4
+    head_dim: int = 32
+    intermediate_size: int = 168
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 128
+    tie_word_embeddings: bool = True
+    qk_norm: bool = False
+    """True for Qwen3, False for Llama."""
+
+    @property
+    def matmul_parameters(self) -> int:
+        """Parameters that take part in a matrix product for each position, the head left out."""
+        qkv = self.hidden_size * self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads)
+        out = self.hidden_size * self.head_dim * self.num_attention_heads
+        return self.num_hidden_layers * (qkv + out + 3 * self.hidden_size * self.intermediate_size)
+
+    def forward_flops(self, tokens: int, context: float, heads: int) -> int:
+        """FLOPs of a forward pass: 2 per parameter and position, 4·H·E per key read, and the head on `heads` positions."""
+        attention = 4 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * context
+        return int(tokens * (2 * self.matmul_parameters + attention) + heads * 2 * self.hidden_size * self.vocab_size)
+
+
+def rotary(length: int, width: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """Unit complex numbers of shape [length, width/2]: position × frequency angles of RoPE (2104.09864)."""
+    frequency = theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+    angle = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+
+def interleave(rows: Tensor, width: int) -> Tensor:
+    """Reorder each head's rows from Hugging Face's half-split rotary layout to neighbouring pairs.
+
+    Scores q·k do not change when q and k are permuted alike; pairs allow the rotation to be one complex product.
+    """
+    heads = rows.shape[0] // width
+    return rows.reshape(heads, 2, width // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def half_split(rows: Tensor, width: int) -> Tensor:
+    """The inverse of `interleave`."""
+    heads = rows.shape[0] // width
+    return rows.reshape(heads, width // 2, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def rotate(x_NLHE: Tensor, rotary_LE: Tensor) -> Tensor:
+    """RoPE on neighbouring pairs. `rotary_LE` is complex [L, E/2]."""
+    x = torch.view_as_complex(x_NLHE.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(x * rotary_LE[:, None, :]).flatten(-2)
+
+
+class Layer(nn.Module):
+    """One pre-norm block with fused query/key/value and gate/up projections."""
+
+    def __init__(self, c: DecoderConfig) -> None:
+        super().__init__()
+        heads = c.num_attention_heads + 2 * c.num_key_value_heads
+        self.c = c
+        self.norm_attention = nn.Parameter(torch.ones(c.hidden_size))
+        self.qkv = nn.Parameter(torch.empty(heads * c.head_dim, c.hidden_size))
+        self.out = nn.Parameter(torch.empty(c.hidden_size, c.num_attention_heads * c.head_dim))
+        self.norm_mlp = nn.Parameter(torch.ones(c.hidden_size))
+        self.gate_up = nn.Parameter(torch.empty(2 * c.intermediate_size, c.hidden_size))
+        self.down = nn.Parameter(torch.empty(c.hidden_size, c.intermediate_size))
+        if c.qk_norm:
+            self.norm_q = nn.Parameter(torch.ones(c.head_dim))
+            self.norm_k = nn.Parameter(torch.ones(c.head_dim))
+
+    def heads(self, x: Tensor, rotary_LE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [N, H, L, E], rotated keys and values [N, K, L, E]."""
+        c = self.c
+        q_and_k = c.num_attention_heads + c.num_key_value_heads
+        normed = F.rms_norm(x, (c.hidden_size,), self.norm_attention, c.rms_norm_eps)
+        qkv = F.linear(normed, self.qkv).unflatten(-1, (-1, c.head_dim))
+        qk = qkv[..., :q_and_k, :]
+        if c.qk_norm:
+            q = F.rms_norm(qk[..., : c.num_attention_heads, :], (c.head_dim,), self.norm_q, c.rms_norm_eps)
+            k = F.rms_norm(qk[..., c.num_attention_heads :, :], (c.head_dim,), self.norm_k, c.rms_norm_eps)
+            qk = torch.cat((q, k), -2)
+        qk = rotate(qk, rotary_LE)
+        q, k = qk.split((c.num_attention_heads, c.num_key_value_heads), -2)
+        return q.transpose(-3, -2), k.transpose(-3, -2), qkv[..., q_and_k:, :].transpose(-3, -2)
+
+    def mix(self, x: Tensor, attended_NHLE: Tensor) -> Tensor:
+        """Residual stream after the attention output and the gated feed-forward."""
+        c = self.c
+        x = x + F.linear(attended_NHLE.transpose(-3, -2).flatten(-2), self.out)
+        gate_up = F.linear(F.rms_norm(x, (c.hidden_size,), self.norm_mlp, c.rms_norm_eps), self.gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return x + F.linear(F.silu(gate) * up, self.down)
+
+
+class Decoder(nn.Module):
+    """Llama or Qwen3 in fp32 (or what it is cast to), without dropout and without a mask on right-padded batches."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.Parameter(torch.ones(config.hidden_size))
+        self.head = None if config.tie_word_embeddings else nn.Parameter(torch.empty_like(self.embed))
+        # A plain attribute, not a buffer: casting the module to bf16 must not touch the angles.
+        self.rotary_PE = rotary(config.max_position_embeddings, config.head_dim, config.rope_theta)
+
+    @classmethod
+    def fresh(cls, config: DecoderConfig, generator: torch.Generator, std: float = 0.08) -> Decoder:
+        """A newly initialised model: every matrix normal with deviation `std`, norms at one.
+
+        At this size smaller deviations learn to copy late or never (docs/LOG.md).
+        """
+        model = cls(config)
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.dim() > 1:
+                    p.normal_(0.0, std, generator=generator)
+        return model
+
+    @property
+    def head_VD(self) -> Tensor:
+        return self.embed if self.head is None else self.head
+
+    def rotary_to(self, length: int, device: torch.device) -> Tensor:
+        """Rotary angles of the first `length` positions; grows the table when a longer text arrives."""
+        if length > self.rotary_PE.shape[0] or self.rotary_PE.device != device:
+            size = max(length, self.rotary_PE.shape[0])
+            self.rotary_PE = rotary(size, self.config.head_dim, self.config.rope_theta, device)
+        return self.rotary_PE[:length]
+
+    def hidden(self, ids_NL: Tensor) -> Tensor:
+        """Last hidden states after the final norm, [N, L, D]; the batch is right-padded, so causality hides the padding."""
+        c = self.config
+        x = F.embedding(ids_NL, self.embed)
+        angles = self.rotary_to(ids_NL.shape[1], ids_NL.device)
+        for layer in self.layers:
+            q, k, v = layer.heads(x, angles)  # type: ignore[operator]
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            x = layer.mix(x, attended)  # type: ignore[operator]
+        return F.rms_norm(x, (c.hidden_size,), self.norm, c.rms_norm_eps)
+
+    def forward(self, ids_NL: Tensor) -> Tensor:
+        """Logits at every position, [N, L, V]: only for short vocabularies and tests; elsewhere use `hidden`."""
+        return F.linear(self.hidden(ids_NL), self.head_VD)

@@ -1,0 +1,152 @@
+"""The charts of cost and course: result against cost, stages on a time line, training curves. Same conventions as `charts`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import altair as alt
+import pandas as pd
+
+from mopd_diag.reporting import text
+from mopd_diag.reporting.charts import PASS_THROUGH, ROW, dressed, frame_of, room
+from mopd_diag.reporting.look import LIGHT, ROLE_SHAPES, Cast, Look
+from mopd_diag.types import Estimate
+
+CURVES = {"reward": "reward", "score": "score", "accuracy": "accuracy", "kl": "KL (nats)", "loss": "loss"}
+"""Metrics worth a curve, best first, with the words under which they are shown."""
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """What a model cost with everything it was made from, and what came of it."""
+
+    model: str
+    cost: float
+    result: Estimate
+
+
+def pareto(points: Sequence[CostPoint]) -> list[CostPoint]:
+    """The points that no other one beats at the same cost or less, by increasing cost."""
+    best: list[CostPoint] = []
+    for point in sorted(points, key=lambda p: (p.cost, -p.result.value)):
+        if point.result.defined and (not best or point.result.value > best[-1].result.value):
+            best.append(point)
+    return best
+
+
+def cost_chart(
+    points: Sequence[CostPoint], cast: Cast, look: Look = LIGHT, *, unit: str = "FLOPs", width: int = 370, height: int = 230
+) -> alt.TopLevelMixin:
+    """Mean accuracy against the cost of the whole path, with intervals; the stepped line joins what no other model beats."""
+    points = [p for p in points if p.result.defined]
+    bounds = [b for p in points for b in (p.result.low, p.result.high, p.result.value) if b == b]
+    low, high = max(0.0, min(bounds, default=0.0) - 0.02), min(1.0, max(bounds, default=1.0) + 0.02)
+    reach = max([p.cost for p in points if p.cost > 0], default=1.0)
+    seat = _seats([height * (high - p.result.value) / (high - low) for p in points], gap=15.0, limit=float(height))
+    front = pareto(points)
+    rows = [
+        {
+            "model": p.model, "cost": p.cost, "value": p.result.value, "low": p.result.low, "high": p.result.high,
+            "colour": look.colour(cast, p.model), "shape": ROLE_SHAPES[cast.roles[p.model]],
+            "label": p.model, "seat": high - s / height * (high - low), "edge": reach * 1.12, "anchor": reach * 1.15,
+            "about": f"{p.model}: {text.share(p.result)} for {text.count(p.cost)} {unit}{' (Pareto front)' if p in front else ''}",
+        }
+        for p, s in zip(points, seat, strict=True)
+    ]  # fmt: skip
+    names_share = min(0.6, (room(p.model for p in points) + 6) / max(120, width - 40))
+    data = frame_of(rows)
+    x_scale = alt.Scale(domain=[0, reach * 1.15 / (1 - names_share)], nice=False)
+    y_scale = alt.Scale(domain=[low, high], nice=False)
+    x = alt.X("cost:Q", scale=x_scale, title=f"{unit} of the whole path", axis=alt.Axis(values=_round_ticks(reach), format="~s", grid=False))
+    y = alt.Y("value:Q", scale=y_scale, title=None, axis=alt.Axis(format=".0%", tickCount=5))
+    colour = alt.Color("colour:N", scale=PASS_THROUGH, legend=None)
+    stairs = frame_of([{"cost": p.cost, "value": p.result.value} for p in front])
+    line = alt.Chart(stairs).mark_line(interpolate="step-after", color=look.muted, strokeDash=[3, 3], strokeWidth=1.2).encode(x=x, y=y)
+    leads = alt.Chart(data).mark_rule(color=look.base, strokeWidth=0.6).encode(x=x, x2="edge:Q", y=y, y2="seat:Q")
+    spread = alt.Chart(data).mark_rule(strokeWidth=2, opacity=0.55).encode(x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q", color=colour)
+    dots = alt.Chart(data).mark_point(filled=True, size=80, opacity=1)
+    dots = dots.encode(
+        x=x, y=y, color=colour, shape=alt.Shape("shape:N", scale=PASS_THROUGH, legend=None), tooltip="about:N", description="about:N"
+    )
+    names = alt.Chart(data).mark_text(align="left", fontSize=11, color=look.ink)
+    names = names.encode(x=alt.X("anchor:Q", scale=x_scale), y=alt.Y("seat:Q", scale=y_scale), text="label:N", tooltip="about:N")
+    return dressed(alt.layer(leads, line, spread, dots, names).properties(height=height), look, fit=width)
+
+
+def _seats(wanted: Sequence[float], *, gap: float, limit: float) -> list[float]:
+    """Positions near the wanted ones, at least `gap` apart and within `limit` where they fit: labels that do not overlap."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    seats = [wanted[i] for i in order]
+    for k in range(1, len(seats)):
+        seats[k] = max(seats[k], seats[k - 1] + gap)
+    if seats and seats[-1] > limit:
+        seats[-1] = limit
+        for k in range(len(seats) - 2, -1, -1):
+            seats[k] = min(seats[k], seats[k + 1] - gap)
+    placed = [0.0] * len(seats)
+    for k, i in enumerate(order):
+        placed[i] = seats[k]
+    return placed
+
+
+def _round_ticks(reach: float) -> list[float]:
+    """Two to five round numbers up to `reach`."""
+    step = 10.0 ** math.floor(math.log10(reach)) if reach > 0 else 1.0
+    step *= 0.5 if reach / step < 2 else 2 if reach / step > 5 else 1
+    return [step * i for i in range(int(reach / step) + 1)]
+
+
+def _round_range(low: float, high: float) -> tuple[float, float]:
+    """A range with round ends that holds both numbers."""
+    step = 10.0 ** math.floor(math.log10(high - low)) if high > low else 1.0
+    return round(math.floor(low / step) * step, 9), round(math.ceil(high / step) * step, 9)
+
+
+def timeline_chart(ledger: pd.DataFrame, critical: Sequence[str], cast: Cast, look: Look = LIGHT, *, width: int = 760) -> alt.TopLevelMixin:
+    """Stages on a time line: when each ran; the full bar is its wall time, the strong part the share inside the model.
+
+    Stages of the critical path have a name in bold type and a mark.
+    """
+    rows = []
+    for stage in ledger.sort_values(["started", "stage"]).to_dict("records"):
+        name, start, seconds = str(stage["stage"]), float(stage["started"]), float(stage["seconds"])
+        inside = float(stage.get("seconds_model", 0.0) or 0.0)
+        rows.append({
+            "stage": f"{name} ●" if name in critical else name, "start": start, "end": start + seconds, "model": start + min(inside, seconds),
+            "colour": look.colour(cast, name), "text": text.duration(seconds),
+            "about": f"{name}: {text.duration(seconds)}, {text.percent(inside / seconds if seconds else 0.0)} inside the model"
+                     + (", on the critical path" if name in critical else ""),
+        })  # fmt: skip
+    order = [text.visible(str(r["stage"])) for r in rows]
+    base = alt.Chart(frame_of(rows)).encode(y=alt.Y("stage:N", sort=order, title=None, axis=alt.Axis(minExtent=room(order))))
+    colour = alt.Color("colour:N", scale=PASS_THROUGH, legend=None)
+    last = max((float(r["end"]) for r in rows), default=1.0)
+    x = alt.X("start:Q", scale=alt.Scale(domain=[0, last * 1.1], nice=False), title="seconds after the start", axis=alt.Axis(tickCount=6))
+    whole = base.mark_bar(opacity=0.32, cornerRadius=2).encode(x=x, x2="end:Q", color=colour, tooltip="about:N", description="about:N")
+    inside = base.mark_bar(cornerRadius=2).encode(x=x, x2="model:Q", color=colour, tooltip="about:N")
+    names = base.mark_text(align="left", dx=5, fontSize=10, color=look.muted).encode(x="end:Q", text="text:N")
+    return dressed(alt.layer(whole, inside, names).properties(height=(ROW + 1) * len(rows)), look, fit=width)
+
+
+def curves_chart(curves: Mapping[str, pd.DataFrame], cast: Cast, look: Look = LIGHT, *, width: int = 1180) -> alt.TopLevelMixin:
+    """One small panel a stage: the first of `CURVES` that the stage logged, by step, raw and smoothed."""
+    columns = max(1, min(len(curves), int(width // 200)))
+    inner = int(width / columns - 52)
+    panels = []
+    for stage, frame in curves.items():
+        metric = next((c for c in CURVES if c in frame.columns), None)
+        if metric is None or "step" not in frame.columns:
+            continue
+        data = frame[["step", metric]].rename(columns={metric: "value"}).dropna().iloc[:: max(1, len(frame) // 150)].copy()
+        data["smooth"] = data["value"].rolling(7, min_periods=1, center=True).mean()
+        ends = list(_round_range(float(data["value"].min()), float(data["value"].max())))
+        x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False))
+        y = alt.Y("value:Q", title=None, scale=alt.Scale(domain=ends, nice=False), axis=alt.Axis(values=ends, format="~g", minExtent=28))
+        hue = look.colour(cast, stage)
+        raw = alt.Chart(data).mark_line(strokeWidth=1, opacity=0.3, color=hue).encode(x=x, y=y)
+        smooth = alt.Chart(data).mark_line(strokeWidth=2, color=hue).encode(x=x, y="smooth:Q")
+        title = alt.TitleParams(text.visible(stage), subtitle=CURVES[metric])
+        panels.append(alt.layer(raw, smooth, title=title).properties(width=inner, height=84))
+    return dressed(alt.concat(*panels, columns=columns, spacing=18), look)

@@ -1,0 +1,170 @@
+"""What the report reads out of findings: caps, transfer, provenance, forgetting, and what could not be told.
+
+Evidence keys that are used (all optional; what is missing is left out of the page):
+
+- `cap`, subject `MODEL/DOMAIN` or `MODEL/overall`, estimate = recovery: `base`, `student`, `best_teacher` (estimates as dicts),
+  `teacher` (name), `partition` (name -> number of items), `domains` (how many were averaged).
+- `interference`, a cell of the transfer matrix, estimate = change against the base: `trained_on`, `evaluated_on`, `model`.
+- `interference`, forgetting or regret of a path: `measure` (`forgetting`, `regret`, `backward_transfer`), `model`, `domain`.
+- `attribution`, subject `MODEL/DOMAIN` or `MODEL/overall`, estimate = share of the answers given to the domain's own teacher:
+  `shares` (label -> share), `baseline_routed`, `baseline_likelihood` (share, or a name). MODEL other than `student`: the control.
+- `failure`: `item_id`, `sample`, `pivot` (position), `model`.
+- any kind: `why` (or `reason`), a sentence in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mopd_diag.types import Estimate, Finding
+
+OVERALL = "overall"
+STUDENT = "student"
+OPEN_VERDICTS = {"undetermined", "abstain", "abstained", "unknown", "inconclusive", "undefined"}
+MEASURES = ("forgetting", "regret", "backward_transfer")
+
+
+@dataclass(frozen=True)
+class Cap:
+    """One domain's recovery with what it was computed from; parts that the finding lacks are None."""
+
+    finding: Finding
+    recovery: Estimate
+    base: Estimate | None
+    student: Estimate | None
+    best: Estimate | None
+    teacher: str | None
+    partition: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What training on one domain did to the accuracy on another."""
+
+    finding: Finding
+    trained_on: str
+    evaluated_on: str
+    change: Estimate
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """To whom the answers of a model on a domain were attributed."""
+
+    finding: Finding
+    routed: Estimate
+    shares: dict[str, float]
+    baselines: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Forgetting or regret of one path, in its worst domain."""
+
+    finding: Finding
+    name: str
+    model: str
+    domain: str
+    value: Estimate
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All findings, sorted by question. Outer keys are models, inner keys domains or `overall`."""
+
+    findings: list[Finding]
+    caps: dict[str, dict[str, Cap]] = field(default_factory=dict)
+    provenance: dict[str, dict[str, Provenance]] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    measures: list[Measure] = field(default_factory=list)
+    failures: list[Finding] = field(default_factory=list)
+    unknown: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, findings: Iterable[Finding], domains: Iterable[str] = ()) -> Reading:
+        """Sort findings; those that fit no question stay in `findings`, which the page prints whole."""
+        reading = cls(list(findings))
+        known = set(domains)
+        for finding in reading.findings:
+            reading._take(finding, known)
+        return reading
+
+    def _take(self, f: Finding, domains: set[str]) -> None:
+        if is_open(f):
+            self.unknown.append(f)
+        model, domain = split_subject(f.subject)
+        value = f.estimate or Estimate.undefined(reason_of(f))
+        about_domain = domain == OVERALL or not domains or domain in domains
+        if f.kind == "cap" and about_domain:
+            parts = {k: as_estimate(f.evidence.get(k)) for k in ("base", "student", "best_teacher")}
+            partition = f.evidence.get("partition")
+            counts = {str(k): int(v) for k, v in partition.items() if _number(v)} if isinstance(partition, Mapping) else {}
+            teacher = f.evidence.get("teacher")
+            self.caps.setdefault(model, {})[domain] = Cap(
+                f, value, parts["base"], parts["student"], parts["best_teacher"], teacher if isinstance(teacher, str) else None, counts
+            )
+        elif f.kind == "attribution" and about_domain:
+            shares = f.evidence.get("shares")
+            table = {str(k): float(v) for k, v in shares.items() if _number(v)} if isinstance(shares, Mapping) else {}
+            baselines = {k.removeprefix("baseline_"): v for k, v in f.evidence.items() if k.startswith("baseline_")}
+            self.provenance.setdefault(model, {})[domain] = Provenance(f, value, table, baselines)
+        elif f.kind == "interference" and {"trained_on", "evaluated_on"} <= f.evidence.keys():
+            self.cells.append(Cell(f, str(f.evidence["trained_on"]), str(f.evidence["evaluated_on"]), value))
+        elif f.kind == "interference":
+            name = str(f.evidence.get("measure") or next((m for m in MEASURES if m in f.subject or m in f.id), ""))
+            if name in MEASURES:
+                self.measures.append(Measure(f, name, str(f.evidence.get("model", model)), str(f.evidence.get("domain", "")), value))
+        elif f.kind == "failure":
+            self.failures.append(f)
+
+    @property
+    def controls(self) -> list[str]:
+        """Models that were attributed although no teacher taught them."""
+        return [m for m in self.provenance if m != STUDENT]
+
+    def measure(self, name: str) -> dict[str, Measure]:
+        """By model."""
+        return {m.model: m for m in self.measures if m.name == name}
+
+
+def split_subject(subject: str) -> tuple[str, str]:
+    """`student/addition` -> (`student`, `addition`); a subject without a domain is about all of them."""
+    model, slash, domain = subject.partition("/")
+    return model, domain if slash and domain not in ("mean", "all") else OVERALL
+
+
+def is_open(f: Finding) -> bool:
+    """Whether the question of a finding stayed open: an undetermined verdict or a value that could not be computed."""
+    return f.verdict in OPEN_VERDICTS or (f.estimate is not None and not f.estimate.defined)
+
+
+def words_of(f: Finding) -> str:
+    """What a finding says about itself in words; empty when it says nothing."""
+    told = next((str(f.evidence[k]) for k in ("why", "reason", "note") if f.evidence.get(k)), "")
+    return told or (f.estimate.note if f.estimate is not None else "")
+
+
+def reason_of(f: Finding) -> str:
+    """Why a question stayed open."""
+    if words_of(f):
+        return words_of(f)
+    if f.estimate is not None and f.estimate.defined:
+        return "its interval allows more than one verdict"
+    return "no reason was recorded"
+
+
+def as_estimate(value: Any) -> Estimate | None:
+    """An estimate written as JSON (null is NaN), or None when it is not one."""
+    if isinstance(value, Estimate):
+        return value
+    if not isinstance(value, Mapping) or not {"value", "low", "high"} <= value.keys():
+        return None
+    known = {k: value[k] for k in Estimate.__dataclass_fields__ if k in value}
+    return Estimate(**{k: math.nan if v is None else v for k, v in known.items()})
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

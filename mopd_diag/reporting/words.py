@@ -1,0 +1,163 @@
+"""The three answers in words: pure functions of what was read, so that report, Markdown and app say the same sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mopd_diag.reporting import text
+from mopd_diag.reporting.look import Cast
+from mopd_diag.reporting.reading import OVERALL, STUDENT, Cap, Cell, Provenance, Reading
+from mopd_diag.types import Estimate
+
+QUESTIONS = {
+    "provenance": "Which teacher does the behaviour come from?",
+    "caps": "What did the teachers cap?",
+    "interference": "What did the domains do to one another?",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One of the three answers: a figure with its interval, what the figure is, a sentence, and what to beware of."""
+
+    key: str
+    figure: str
+    figure_is: str
+    sentence: str
+    caveat: str = ""
+
+    @property
+    def question(self) -> str:
+        return QUESTIONS[self.key]
+
+
+def answers(reading: Reading, cast: Cast) -> list[Answer]:
+    """The three answers, in the order of the questions."""
+    return [provenance_answer(reading, cast), caps_answer(reading), interference_answer(reading)]
+
+
+# -- which teacher --------------------------------------------------------------------------------------------------------
+
+
+def provenance_answer(reading: Reading, cast: Cast) -> Answer:
+    """The share of the answers given to their domain's teacher, and what the same method says of a model without teachers."""
+    table = reading.provenance.get(STUDENT, {})
+    if not table:
+        return Answer("provenance", text.UNKNOWN, "no attribution", "The student's answers were not attributed in this run.")
+    figure, said = _attributed(table)
+    sentence = f"{said} of the student's answers are attributed to the teacher of their domain."
+    return Answer("provenance", figure, "of the student's answers go to their domain's teacher", sentence, _control(reading))
+
+
+def _attributed(table: dict[str, Provenance]) -> tuple[str, str]:
+    """The overall share, or the range over domains when there is no overall estimate."""
+    overall = table.get(OVERALL)
+    if overall is not None and overall.routed.defined:
+        return text.share(overall.routed), text.share(overall.routed)
+    told = {d: p.routed for d, p in table.items() if d != OVERALL and p.routed.defined}
+    if not told:
+        return text.UNKNOWN, "An unknown share"
+    least, most = min(told, key=lambda d: told[d].value), max(told, key=lambda d: told[d].value)
+    if least == most:
+        return text.share(told[least]), f"{text.share(told[least])} ({least})"
+    between = f"between {text.share(told[least])} ({least}) and {text.share(told[most])} ({most})"
+    return f"{text.percent(told[least].value)}–{text.percent(told[most].value)}", between[0].upper() + between[1:]
+
+
+def _control(reading: Reading) -> str:
+    """The plain statement about the teacher-free control: closeness alone accuses a model that never saw a teacher."""
+    if not reading.controls:
+        return "No teacher-free control was attributed beside it: read this as likeness, not as origin."
+    control = reading.controls[0]
+    _, said = _attributed(reading.provenance[control])
+    opening = f"The teacher-free control {control} never saw a teacher, and the same method gives {said[0].lower() + said[1:]}"
+    opening += " of its answers to these teachers."
+    mine = reading.provenance[STUDENT].get(OVERALL)
+    theirs = reading.provenance[control].get(OVERALL)
+    if mine is None or theirs is None or not (mine.routed.defined and theirs.routed.defined):
+        return f"{opening} Only what the student has beyond that can come from teaching."
+    gap = text.plural(round(100 * abs(mine.routed.value - theirs.routed.value)), "point")
+    if mine.routed.low > theirs.routed.high:
+        return f"{opening} Only the {gap} between them speak for teaching; the rest is competence that any training gives."
+    if mine.routed.high < theirs.routed.low:
+        return f"{opening} That is {gap} more than the student: closeness says nothing about origin here."
+    return f"{opening} The two intervals overlap, so closeness says nothing about origin here."
+
+
+# -- caps -----------------------------------------------------------------------------------------------------------------
+
+
+def caps_answer(reading: Reading) -> Answer:
+    """Mean recovery of the headroom and on which side of the cap each domain ended."""
+    table = reading.caps.get(STUDENT, {})
+    if not table:
+        return Answer("caps", text.UNKNOWN, "no caps", "The student was not compared with its teachers in this run.")
+    domains = {d: c for d, c in table.items() if d != OVERALL}
+    overall = table.get(OVERALL)
+    told = sum(c.recovery.defined for c in domains.values())
+    if overall is not None and overall.recovery.defined:
+        figure, note = text.ratio(overall.recovery), f"of the headroom of {text.plural(told, 'domain')} recovered"
+        sentence = f"Recovery {figure} of the headroom of {text.plural(told, 'domain')}: 0 is the base, 1 the best teacher."
+    else:
+        figure, note = text.UNKNOWN, "mean recovery"
+        why = overall.recovery.note if overall is not None else "no overall finding was written"
+        sentence = f"The mean recovery is unknown: {why}."
+    return Answer("caps", figure, note, f"{sentence} {_sides(domains)}".strip())
+
+
+def _sides(domains: dict[str, Cap]) -> str:
+    groups: dict[str, list[str]] = {}
+    for domain, cap in domains.items():
+        groups.setdefault(cap.finding.verdict, []).append(domain)
+    phrases = {
+        "at": "stops at its teacher's level on {}", "below": "stays below it on {}", "above": "passes it on {}",
+        "undetermined": "cannot be placed on {}",
+    }  # fmt: skip
+    said = [phrase.format(text.listed(groups[v])) for v, phrase in phrases.items() if v in groups]
+    return f"The student {text.listed(said)}." if said else ""
+
+
+# -- interference ---------------------------------------------------------------------------------------------------------
+
+
+def interference_answer(reading: Reading) -> Answer:
+    """How many pairs of domains gained or lost, the worst one, and what whole paths forgot."""
+    off = [c for c in reading.cells if c.trained_on != c.evaluated_on]
+    told = [c for c in off if c.change.defined]
+    forgotten = _forgetting(reading)
+    if not told:
+        empty = "No transfer between different domains was measured in this run."
+        return Answer("interference", text.UNKNOWN, "no transfer matrix", f"{empty} {forgotten}".strip())
+    losses = [c for c in told if c.change.high < 0]
+    gains = [c for c in told if c.change.low > 0]
+    open_ = len(off) - len(losses) - len(gains)
+    worst = min(told, key=lambda c: c.change.value)
+    sentence = (
+        f"Of {text.plural(len(off), 'pair')} of different domains, training on one lowered the other in {len(losses)}, "
+        f"raised it in {len(gains)}, and {open_} cannot be told from no change. Worst: {_pair(worst)}, {text.points(worst.change)}."
+    )
+    figure_is = f"at worst: {_pair(worst)}"
+    return Answer("interference", text.points(worst.change), figure_is, sentence, forgotten)
+
+
+def _pair(cell: Cell) -> str:
+    return f"{cell.evaluated_on} after training on {cell.trained_on} alone"
+
+
+def _forgetting(reading: Reading) -> str:
+    """What the student and the most forgetful path lost of what they had."""
+    table = reading.measure("forgetting")
+    told = {m: x for m, x in table.items() if x.value.defined}
+    if not told:
+        return ""
+    worst = max(told, key=lambda m: told[m].value.value)
+    said = [f"the student forgets {_loss(told[STUDENT].value)}"] if STUDENT in told else []
+    if worst != STUDENT:
+        where = f" on {told[worst].domain}" if told[worst].domain else ""
+        said.append(f"{worst} forgets {_loss(told[worst].value)}{where}")
+    return f"Over the whole path {text.listed(said)}."
+
+
+def _loss(e: Estimate) -> str:
+    """A loss as a positive number of points."""
+    return text.points(e).removeprefix("+").replace("[+", "[").replace(", +", ", ")

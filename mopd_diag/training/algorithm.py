@@ -1,0 +1,124 @@
+"""What an algorithm gives the shared loop: a step's token batch, cut in microbatches, and a loss for each token.
+
+Axis letters: N sequences, L positions, M positions whose next token carries loss, V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mopd_diag.models.decoder import Decoder
+
+MICROBATCH_TOKENS = 2048
+"""Padded tokens of one forward and backward pass: on CPUs, larger leaves the cache and smaller pays per call."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One microbatch. Row-major over its sequences, `at_M` are the flat positions that predict `targets_M`.
+
+    `weight_M` holds each token's weight in the step's loss; over all parts of a step they sum to one unless an algorithm
+    says otherwise. `fields` are further tensors with first axis M; `teacher` is the model that teaches all its rows.
+    """
+
+    ids_NL: Tensor
+    at_M: Tensor
+    targets_M: Tensor
+    weight_M: Tensor
+    fields: dict[str, Tensor] = field(default_factory=dict)
+    teacher: str | None = None
+
+    def cut(self, part: slice) -> dict[str, Tensor]:
+        """The fields of some of the positions."""
+        return {name: value[part] for name, value in self.fields.items()}
+
+
+@dataclass(slots=True)
+class Work:
+    """What was done, for the ledger. Tokens count what a model chose or learned from; FLOPs count every position read."""
+
+    tokens_sampled: int = 0
+    tokens_trained: int = 0
+    tokens_scored: int = 0
+    rollouts: int = 0
+    flops: int = 0
+
+    def __iadd__(self, other: Work) -> Work:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """The microbatches of one step, what making them cost, and values to log."""
+
+    parts: list[Part]
+    work: Work = field(default_factory=Work)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Algorithm(Protocol):
+    """One file each. `batch` must be a pure function of the model and the step, so that a stopped run can go on."""
+
+    def batch(self, model: Decoder, step: int) -> StepBatch: ...
+
+    def token_loss(self, logits_MV: Tensor, part: Part, where: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        """Unweighted losses [M] of the positions `where` of a part, and detached values [M] to report."""
+        ...
+
+
+def make_parts(
+    ids_NL: Tensor,
+    length_N: Tensor,
+    loss_NL: Tensor,
+    weight_NL: Tensor,
+    fields_NL: Mapping[str, Tensor] | None = None,
+    group_N: list[str] | None = None,
+) -> list[Part]:
+    """Cut a right-padded batch into microbatches of similar length, one group (a teacher, say) each.
+
+    `loss_NL` marks the tokens that carry loss; rows without any are left out, so nothing is computed for them. The first
+    token of a row cannot carry loss: nothing predicts it.
+    """
+    alive = loss_NL.any(-1)
+    rows_by_group: dict[str | None, list[int]] = {}
+    for row in alive.nonzero().squeeze(-1).tolist():
+        rows_by_group.setdefault(None if group_N is None else group_N[row], []).append(row)
+    lengths = length_N.tolist()
+    parts = []
+    for group, rows in rows_by_group.items():
+        rows.sort(key=lengths.__getitem__)
+        for some in _by_size(rows, lengths):
+            width = lengths[some[-1]]
+            index = torch.tensor(some)
+            where = loss_NL[index, 1:width]
+            at = torch.nn.functional.pad(where, (0, 1)).flatten().nonzero().squeeze(-1)
+            cut = lambda table, i=index, w=width, m=where: table[i, 1:w][m]  # noqa: E731
+            fields = {name: cut(table) for name, table in (fields_NL or {}).items()}
+            ids = ids_NL[index, :width]
+            parts.append(Part(ids, at, cut(ids_NL), cut(weight_NL), fields, group))
+    return parts
+
+
+def _by_size(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Runs of rows (sorted by length) whose padded size stays within `MICROBATCH_TOKENS`, in equal numbers of rows."""
+    some: list[int] = []
+    for row in rows:
+        if some and (len(some) + 1) * lengths[row] > MICROBATCH_TOKENS:
+            yield some
+            some = []
+        some.append(row)
+    if some:
+        yield some
+
+
+def training_flops(model: Decoder, ids_NL: Tensor, heads: int) -> int:
+    """Forward and backward FLOPs of one microbatch: three forward passes (a backward pass costs two)."""
+    n, length = ids_NL.shape
+    return 3 * model.config.forward_flops(n * length, length / 2, heads)

@@ -1,0 +1,164 @@
+"""The one training loop: batch, microbatches, backward, clip, step, log, save, go on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mopd_diag.engines.clock import MODEL_TIME
+from mopd_diag.engines.head import head_loss
+from mopd_diag.models.decoder import Decoder
+from mopd_diag.training.algorithm import Algorithm, Part, Work, training_flops
+
+SAVE_EVERY_SECONDS = 15.0
+CLIP_NORM = 1.0
+BETAS = (0.9, 0.95)
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""(step, steps, metrics of the step); may raise to stop the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Linear warm-up, constant, linear decay to a tenth over the last `decay` steps."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 0
+    decay: int = 0
+
+    def rate(self, step: int) -> float:
+        up = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        left = self.steps - step
+        down = max(0.1, left / self.decay) if self.decay and left < self.decay else 1.0
+        return self.learning_rate * min(up, down)
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Everything that a stopped training needs besides weights and moments."""
+
+    step: int = 0
+    seconds: float = 0.0
+    seconds_model: float = 0.0
+    work: Work = field(default_factory=Work)
+    log: list[dict[str, float]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def train(
+    model: Decoder,
+    algorithm: Algorithm,
+    schedule: Schedule,
+    *,
+    saved: Path | None = None,
+    progress: Progress | None = None,
+    extend: Callable[[Decoder, TrainingState], int] | None = None,
+) -> TrainingState:
+    """Train `model` in place for `schedule.steps` steps and return what was done.
+
+    With `saved`, weights, moments and counters are written there every few seconds, and a call that finds the file goes on
+    from it; because a step's data depend on its number only, the result is that of an uninterrupted run. `extend` is asked
+    once, before the decay begins, how many steps to add (and again before the decay after that).
+    """
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0, fused=model.embed.dtype == torch.float32
+    )
+    state = TrainingState()
+    if saved is not None and saved.is_file():
+        state = _restore(saved, model, optimizer) or state
+    started, model_started = time.perf_counter() - state.seconds, MODEL_TIME.seconds - state.seconds_model
+    written = time.perf_counter()
+    total = schedule.steps + int(state.extra.get("extended", 0))
+    while state.step < total:
+        if extend is not None and state.step == total - schedule.decay:
+            added = extend(model, state)
+            state.extra["extended"] = int(state.extra.get("extended", 0)) + added
+            total += added
+        now = Schedule(total, schedule.learning_rate, schedule.warmup, schedule.decay)
+        for group in optimizer.param_groups:
+            group["lr"] = now.rate(state.step)
+        metrics = _step(model, algorithm, state, optimizer)
+        state.step += 1
+        state.seconds = time.perf_counter() - started
+        state.seconds_model = MODEL_TIME.seconds - model_started
+        metrics |= {"step": float(state.step), "seconds": state.seconds}
+        state.log.append(metrics)
+        if progress is not None:
+            done = state.work.tokens_sampled + state.work.tokens_trained
+            progress(state.step, total, metrics | {"tokens_per_second": done / max(state.seconds, 1e-9)})
+        if saved is not None and time.perf_counter() - written > SAVE_EVERY_SECONDS:
+            _save(saved, model, optimizer, state)
+            written = time.perf_counter()
+    return state
+
+
+def _step(model: Decoder, algorithm: Algorithm, state: TrainingState, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """One update; returns the batch's metrics, the loss, and the mean over its tokens of each reported value."""
+    batch = algorithm.batch(model, state.step)
+    state.work += batch.work
+    losses, sums, tokens = 0.0, dict[str, float](), 0
+    for part in batch.parts:
+        loss, values = _backward(model, algorithm, part)
+        losses += loss
+        tokens += len(part.targets_M)
+        for name, value_M in values.items():
+            sums[name] = sums.get(name, 0.0) + float(value_M.sum())
+        state.work.flops += training_flops(model, part.ids_NL, len(part.targets_M))
+    state.work.tokens_trained += tokens
+    if not batch.parts:
+        return batch.metrics | {"loss": math.nan, "gradient_norm": 0.0}
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM, foreach=True))
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return batch.metrics | {n: v / tokens for n, v in sums.items()} | {"loss": losses, "gradient_norm": norm}
+
+
+def _backward(model: Decoder, algorithm: Algorithm, part: Part) -> tuple[float, dict[str, torch.Tensor]]:
+    def weighted(logits: torch.Tensor, where: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        losses, values = algorithm.token_loss(logits, part, where)
+        return losses * part.weight_M[where], values
+
+    with MODEL_TIME:
+        hidden_MD = model.hidden(part.ids_NL).flatten(0, 1).index_select(0, part.at_M)
+        loss, values = head_loss(hidden_MD, model.head_VD, weighted)
+        loss.backward()
+    return float(loss.detach()), values
+
+
+def _save(path: Path, model: Decoder, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    tensors = {f"weight.{n}": p.detach() for n, p in model.named_parameters()}
+    names = {p: n for n, p in model.named_parameters()}
+    for p, moments in optimizer.state.items():
+        tensors |= {f"{key}.{names[p]}": value for key, value in moments.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, draft, metadata={"state": json.dumps(asdict(state))})
+    draft.replace(path)
+
+
+def _restore(path: Path, model: Decoder, optimizer: torch.optim.AdamW) -> TrainingState | None:
+    """Put weights and moments back; None when the file was cut short (training then starts anew)."""
+    try:
+        with safe_open(path, "pt") as file:
+            table = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(tensors[f"weight.{name}"])
+            if f"exp_avg.{name}" in tensors:
+                optimizer.state[p] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+    return TrainingState(**{**table, "work": Work(**table["work"])})

@@ -1,0 +1,279 @@
+"""A SYNTHETIC run directory for the report's tests: invented numbers in the shape of a real quickstart run.
+
+Nothing here was trained or measured. The accuracies follow the throw-away prototype of `feasibility.md`, so that charts and tables
+meet the situations of a real run: a domain without headroom, a rival that forgets, an answer that nobody explains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mopd_diag.runs.directory import RunDirectory, write_json, write_table
+from mopd_diag.types import Estimate, Finding, Item, Record
+from mopd_diag.worlds.domain import Domain
+from mopd_diag.worlds.micro import DOMAINS
+
+TAUGHT = {"math": "addition", "code": "stack", "agent": "lookup", "style": "reversed"}
+NAMES = list(TAUGHT.values())
+ROUTE = {domain: teacher for teacher, domain in TAUGHT.items()}
+CONTROL = "rival-mixed-rl"
+ACCURACY = {
+    "base": (0.62, 0.41, 0.58, 0.36),
+    "teacher-math": (0.97, 0.38, 0.52, 0.11),
+    "teacher-code": (0.45, 0.79, 0.58, 0.24),
+    "teacher-agent": (0.55, 0.36, 0.97, 0.30),
+    "teacher-style": (0.24, 0.37, 0.50, 0.97),
+    "student": (0.97, 0.73, 0.96, 0.95),
+    "rival-mixed-rl": (0.96, 0.70, 0.95, 0.94),
+    "rival-sequential-rl": (0.47, 0.44, 0.93, 0.98),
+    "rival-seqkd": (0.94, 0.66, 0.89, 0.92),
+    "rival-average": (0.90, 0.55, 0.80, 0.74),
+}
+STAGES = {
+    # stage: algorithm, parents, tokens sampled, trained, scored, FLOPs, seconds, started, matched to
+    "base": ("sft", [], 0, 640_000, 0, 4.1e11, 24, 0, ""),
+    "teacher-math": ("grpo", ["base"], 820_000, 610_000, 0, 9.2e11, 62, 26, ""),
+    "teacher-code": ("grpo", ["base"], 512_000, 380_000, 0, 6.1e11, 48, 26, ""),
+    "teacher-agent": ("grpo", ["base"], 700_000, 520_000, 0, 8.0e11, 55, 76, ""),
+    "teacher-style": ("grpo", ["base"], 830_000, 600_000, 0, 9.3e11, 63, 90, ""),
+    "student": (
+        "mopd", ["base", "teacher-math", "teacher-code", "teacher-agent", "teacher-style"],
+        390_000, 390_000, 390_000, 8.8e11, 58, 156, "",
+    ),
+    "rival-mixed-rl": ("grpo", ["base"], 3_252_000, 2_500_000, 0, 3.9e12, 166, 160, "student"),
+    "rival-sequential-rl": ("grpo", ["base"], 3_252_000, 2_480_000, 0, 3.9e12, 170, 216, "student"),
+    "rival-seqkd": (
+        "sft", ["base", "teacher-math", "teacher-code", "teacher-agent", "teacher-style"],
+        390_000, 780_000, 0, 6.0e11, 40, 330, "student",
+    ),
+    "rival-average": ("average", ["teacher-math", "teacher-code", "teacher-agent", "teacher-style"], 0, 0, 0, 1e5, 1, 371, ""),
+}  # fmt: skip
+
+
+def write_synthetic_run(path: Path, *, items: int = 60, samples: int = 4, seed: int = 0) -> RunDirectory:
+    """Write a whole synthetic run directory under `path` and open it."""
+    run = RunDirectory(path)
+    rng = random.Random(seed)
+    drawn = {name: DOMAINS[name].distinct("eval", items, rng) for name in NAMES}
+    for model in ACCURACY:
+        run.write_records(model, _records(model, drawn, samples, random.Random(f"{seed} {model}")))
+    _write_traces(run, drawn, rng)
+    _write_metrics(path, np.random.default_rng(seed))
+    write_table(path / "ledger.parquet", _ledger())
+    run.write_findings(_findings())
+    write_json(path / "manifest.json", _manifest(seed))
+    return run
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _records(model: str, drawn: dict[str, list[Item]], samples: int, rng: random.Random) -> list[Record]:
+    records = []
+    for column, (name, items) in enumerate(drawn.items()):
+        for item in items:
+            difficulty = random.Random(item.item_id).gauss(0, 1.2)
+            chance = 1 / (1 + math.exp(-(_logit(ACCURACY[model][column]) * 1.25 + difficulty)))
+            for sample in range(samples):
+                right = rng.random() < chance
+                response = item.target if right else wrong_answer(DOMAINS[name], item, rng)
+                records.append(
+                    Record(model, name, item.item_id, _digest(item.prompt), _digest(item.target), sample, item.prompt,
+                           response, float(right), len(response) + 1, False)
+                )  # fmt: skip
+    return records
+
+
+def wrong_answer(domain: Domain, item: Item, rng: random.Random) -> str:
+    """An imperfect demonstration that the verifier refuses."""
+    while True:
+        response = domain.demonstrate(item.prompt, item.target, rng)
+        if not domain.score(item.prompt, item.target, response):
+            return response
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def _write_traces(run: RunDirectory, drawn: dict[str, list[Item]], rng: random.Random) -> None:
+    for model in ("student", CONTROL):
+        records = run.records(model).query("sample == 0").set_index("item_id")
+        rows = []
+        for name, items in drawn.items():
+            for item in items[:40]:
+                record = records.loc[item.item_id]
+                rows += _trace(item.item_id, name, record["response"], record["score"], rng)
+        write_table(run.trace_path(model), pd.DataFrame(rows))
+
+
+def _trace(item_id: str, domain: str, response: str, score: float, rng: random.Random) -> list[dict[str, object]]:
+    routed = ROUTE[domain]
+    culprit = routed if score or rng.random() < 0.5 else rng.choice([*TAUGHT, "own"])
+    label = "own" if culprit == "own" else f"teacher:{culprit}"
+    pivot = rng.randrange(max(1, len(response)))
+    rows: list[dict[str, object]] = []
+    for position, token in enumerate([*response, "<eos>"]):
+        contested = position == pivot or rng.random() < 0.2
+        row: dict[str, object] = {
+            "item_id": item_id, "sample": 0, "position": position, "token_id": 3 + ord(token[0]) % 90, "token": token,
+            "domain": domain, "response": response, "score": score,
+            "logp_student": -rng.expovariate(4), "logp_base": -rng.expovariate(1.2),
+        }  # fmt: skip
+        weights = {t: rng.random() * 0.25 for t in TAUGHT}
+        if culprit in weights and contested:
+            weights[culprit] += 1.5
+        for teacher in TAUGHT:
+            row[f"logp_teacher-{teacher}"] = -rng.expovariate(2 if teacher == culprit else 0.8)
+            row[f"kl_teacher-{teacher}"] = rng.expovariate(30 if teacher == culprit or not contested else 2)
+        own = 0.8 if culprit == "own" and contested else 0.05
+        total = sum(weights.values()) + own
+        row |= {f"share_teacher-{t}": w / total for t, w in weights.items()}
+        row["share_own"] = own / total
+        row["label"] = label if contested else rng.choice(["several", "pre-existing", "pre-existing", "abstain"])
+        row["confidence"] = 0.6 + 0.39 * rng.random() if contested else 0.3 * rng.random()
+        row["answer_label"] = label
+        row["answer_confidence"] = 0.5 + 0.49 * rng.random()
+        rows.append(row)
+    return rows
+
+
+def _write_metrics(path: Path, rng: np.random.Generator) -> None:
+    for stage, (algorithm, *_) in STAGES.items():
+        if algorithm == "average":
+            continue
+        steps = np.arange(0, 300, 5)
+        progress = 1 - np.exp(-steps / 70)
+        noise = rng.normal(0, 0.015, len(steps))
+        frame = pd.DataFrame({"step": steps})
+        if algorithm == "sft":
+            frame["loss"] = 2.6 - 1.9 * progress + noise
+        else:
+            frame["reward"] = 0.45 + 0.5 * progress + noise
+            frame["entropy"] = 0.6 - 0.5 * progress + noise
+            frame["kl"] = 0.4 * (1 - progress) + abs(noise) if algorithm == "mopd" else 0.3 * progress + abs(noise)
+        write_table(path / "metrics" / f"{stage}.parquet", frame)
+
+
+def _ledger() -> pd.DataFrame:
+    rows = []
+    for stage, (algorithm, parents, sampled, trained, scored, flops, seconds, started, matched) in STAGES.items():
+        rows.append({
+            "stage": stage, "algorithm": algorithm, "parents": ",".join(parents), "tokens_sampled": sampled,
+            "tokens_trained": trained, "tokens_scored": scored, "rollouts": sampled // 10, "flops": flops, "seconds": float(seconds),
+            "seconds_model": 0.82 * seconds, "started": float(started), "device": "cpu", "matched_to": matched,
+            "matched_on": "tokens sampled" if matched else "",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _interval(value: float, half: float, unit: str, *, n: int = 60, note: str = "") -> Estimate:
+    return Estimate(value, value - half, value + half, unit=unit, n_items=n, n_clusters=n, method="cluster bootstrap", note=note)
+
+
+def _findings() -> list[Finding]:
+    return [*_preflight(), *_attribution(), *_caps(), *_interference()]
+
+
+def _preflight() -> list[Finding]:
+    return [
+        Finding("preflight-tokenizer", "preflight", "cast", "ok", "info", None, {"why": "all models share one vocabulary"}),
+        Finding("preflight-share-stack", "preflight", "stack", "starved", "warning", _interval(0.09, 0.01, "share"),
+                {"prompt_share": 0.25, "why": "stack answers are short: 25% of the prompts, 9% of the gradient tokens"}),
+    ]  # fmt: skip
+
+
+def _attribution() -> list[Finding]:
+    findings = []
+    for model, lift in (("student", 0.0), (CONTROL, -0.06)):
+        for domain, routed in ROUTE.items():
+            share = {"addition": 0.62, "stack": 0.71, "lookup": 0.48, "reversed": 0.55}[domain] + lift
+            rest = 1 - share
+            shares = {routed: share, "several": rest * 0.4, "pre-existing": rest * 0.25, "own": rest * 0.1, "abstain": rest * 0.25}
+            findings.append(Finding(
+                f"attribution-{model}-{domain}", "attribution", f"{model}/{domain}", f"teacher:{routed}", "info",
+                _interval(share, 0.06, "share"),
+                {"shares": shares, "baseline_routed": 1.0, "baseline_likelihood": 0.9 + lift},
+            ))  # fmt: skip
+        findings.append(Finding(
+            f"attribution-{model}", "attribution", f"{model}/overall", "routed teachers", "info",
+            _interval(0.59 + lift, 0.03, "share", n=240), {"baseline_likelihood": 0.91 + lift, "control": CONTROL},
+        ))  # fmt: skip
+    findings.append(Finding("attribution-abstain", "attribution", "student/abstain", "abstain", "notice",
+                            _interval(0.10, 0.02, "share"), {"why": "teachers agree at every contested position"}))  # fmt: skip
+    return findings
+
+
+def _caps() -> list[Finding]:
+    findings = []
+    for column, (domain, routed) in enumerate(ROUTE.items()):
+        base, student, best = (ACCURACY[m][column] for m in ("base", "student", f"teacher-{routed}"))
+        evidence = {
+            "base": _interval(base, 0.05, "share").to_dict(), "student": _interval(student, 0.02, "share").to_dict(),
+            "best_teacher": _interval(best, 0.02, "share").to_dict(), "teacher": f"teacher-{routed}",
+            "partition": {"both solve": 49, "inherited": 3, "lost": 5, "surpassing": 3},
+        }  # fmt: skip
+        if domain == "lookup":
+            estimate = Estimate.undefined("the headroom's interval covers 0: 0.02 [-0.03, 0.07]", unit="ratio", n_items=60)
+            verdict = "undetermined"
+        else:
+            estimate = _interval((student - base) / (best - base), 0.04 if domain != "stack" else 0.09, "ratio")
+            verdict = "below" if domain == "stack" else "at"
+        findings.append(Finding(f"cap-{domain}", "cap", f"student/{domain}", verdict,
+                                "warning" if verdict == "below" else "info", estimate, evidence))  # fmt: skip
+    findings.append(Finding("cap-overall", "cap", "student/overall", "at", "info",
+                            Estimate(0.94, 0.91, 0.98, unit="ratio", n_items=180, n_clusters=180, method="cluster bootstrap",
+                                     note="3 of 4 domains have headroom"), {"domains": 3}))  # fmt: skip
+    return findings
+
+
+def _interference() -> list[Finding]:
+    findings = []
+    for teacher, trained_on in TAUGHT.items():
+        for column, evaluated_on in enumerate(NAMES):
+            change = ACCURACY[f"teacher-{teacher}"][column] - ACCURACY["base"][column]
+            verdict = "gain" if change > 0.05 else "loss" if change < -0.05 else "undetermined"
+            findings.append(Finding(
+                f"transfer-{trained_on}-{evaluated_on}", "interference", f"{trained_on}->{evaluated_on}", verdict,
+                "info", _interval(change, 0.05, "difference"),
+                {"trained_on": trained_on, "evaluated_on": evaluated_on, "model": f"teacher-{teacher}"},
+            ))  # fmt: skip
+    for model, forgetting, regret in (("student", 0.01, 0.06), (CONTROL, 0.02, 0.09), ("rival-sequential-rl", 0.42, 0.50)):
+        findings.append(Finding(f"forgetting-{model}", "interference", f"{model}/forgetting",
+                                "forgets" if forgetting > 0.1 else "none", "warning" if forgetting > 0.1 else "info",
+                                _interval(forgetting, 0.04, "difference"), {"measure": "forgetting", "model": model, "domain": "addition"}))  # fmt: skip
+        findings.append(Finding(f"regret-{model}", "interference", f"{model}/regret", "measured", "info",
+                                _interval(regret, 0.05, "difference"), {"measure": "regret", "model": model, "domain": "stack"}))  # fmt: skip
+    return findings
+
+
+def _manifest(seed: int) -> dict[str, object]:
+    models = {m: {"role": m.partition("-")[0], "domains": [TAUGHT[m[8:]]] if m.startswith("teacher-") else
+                  (NAMES if m not in ("base", "rival-average") else [])} for m in ACCURACY}  # fmt: skip
+    return {
+        "schema": 1,
+        "plan": {"name": "quickstart", "summary": "SYNTHETIC: four RL specialists, one MOPD student, four rivals at a matched budget",
+                 "world": {"name": "micro", "domains": NAMES}, "budget": "small", "seed": seed},
+        "stages": [{"name": s, "algorithm": v[0], "start": "base", "domains": NAMES} for s, v in STAGES.items()],
+        "models": models,
+        "versions": {"mopd-diag": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.6"},
+        "git": "0123abcd", "hardware": {"cpu": "AMD EPYC 9B45", "cores": 2, "memory_gb": 8},
+        "created": "2026-11-22T16:58:00+00:00", "wall_seconds": 401.0,
+    }  # fmt: skip
+
+
+def replace_findings(run: RunDirectory, change: dict[str, dict[str, object]]) -> None:
+    """Overwrite fields of single findings by id."""
+    path = run.path / "findings.json"
+    document = json.loads(path.read_text())
+    for finding in document["findings"]:
+        finding.update(change.get(finding["id"], {}))
+    path.write_text(json.dumps(document))
