@@ -176,7 +176,9 @@ def _ledger() -> pd.DataFrame:
 
 
 def _interval(value: float, half: float, unit: str, *, n: int = 60, note: str = "") -> Estimate:
-    return Estimate(value, value - half, value + half, unit=unit, n_items=n, n_clusters=n, method="cluster bootstrap", note=note)
+    return Estimate(
+        value, value - half, value + half, unit=unit, n_items=n, n_clusters=n, method="cluster bootstrap", note=note
+    )
 
 
 def _findings() -> list[Finding]:
@@ -197,7 +199,13 @@ def _attribution() -> list[Finding]:
         for domain, routed in ROUTE.items():
             share = {"addition": 0.62, "stack": 0.71, "lookup": 0.48, "reversed": 0.55}[domain] + lift
             rest = 1 - share
-            shares = {routed: share, "several": rest * 0.4, "pre-existing": rest * 0.25, "own": rest * 0.1, "abstain": rest * 0.25}
+            shares = {
+                routed: share,
+                "several": rest * 0.4,
+                "pre-existing": rest * 0.25,
+                "own": rest * 0.1,
+                "abstain": rest * 0.25,
+            }
             findings.append(Finding(
                 f"attribution-{model}-{domain}", "attribution", f"{model}/{domain}", f"teacher:{routed}", "info",
                 _interval(share, 0.06, "share"),
@@ -222,7 +230,9 @@ def _caps() -> list[Finding]:
             "partition": {"both solve": 49, "inherited": 3, "lost": 5, "surpassing": 3},
         }  # fmt: skip
         if domain == "lookup":
-            estimate = Estimate.undefined("the headroom's interval covers 0: 0.02 [-0.03, 0.07]", unit="ratio", n_items=60)
+            estimate = Estimate.undefined(
+                "the headroom's interval covers 0: 0.02 [-0.03, 0.07]", unit="ratio", n_items=60
+            )
             verdict = "undetermined"
         else:
             estimate = _interval((student - base) / (best - base), 0.04 if domain != "stack" else 0.09, "ratio")
@@ -246,7 +256,11 @@ def _interference() -> list[Finding]:
                 "info", _interval(change, 0.05, "difference"),
                 {"trained_on": trained_on, "evaluated_on": evaluated_on, "model": f"teacher-{teacher}"},
             ))  # fmt: skip
-    for model, forgetting, regret in (("student", 0.01, 0.06), (CONTROL, 0.02, 0.09), ("rival-sequential-rl", 0.42, 0.50)):
+    for model, forgetting, regret in (
+        ("student", 0.01, 0.06),
+        (CONTROL, 0.02, 0.09),
+        ("rival-sequential-rl", 0.42, 0.50),
+    ):
         findings.append(Finding(f"forgetting-{model}", "interference", f"{model}/forgetting",
                                 "forgets" if forgetting > 0.1 else "none", "warning" if forgetting > 0.1 else "info",
                                 _interval(forgetting, 0.04, "difference"), {"measure": "forgetting", "model": model, "domain": "addition"}))  # fmt: skip

@@ -55,23 +55,29 @@ def from_hf(config: DecoderConfig, state: dict[str, Tensor]) -> Decoder:
     model = Decoder(config)
     e = config.head_dim
     with torch.no_grad():
-        model.embed.copy_(state["model.embed_tokens.weight"])
-        model.norm.copy_(state["model.norm.weight"])
+        _fill(model.embed, state["model.embed_tokens.weight"])
+        _fill(model.norm, state["model.norm.weight"])
         if model.head is not None:
-            model.head.copy_(state["lm_head.weight"])
+            _fill(model.head, state["lm_head.weight"])
         for i, layer in enumerate(model.layers):
             get = lambda name, at=f"model.layers.{i}.": state[f"{at}{name}.weight"]  # noqa: E731
             q, k = interleave(get("self_attn.q_proj"), e), interleave(get("self_attn.k_proj"), e)
-            layer.norm_attention.copy_(get("input_layernorm"))  # type: ignore[operator]
-            layer.qkv.copy_(torch.cat((q, k, get("self_attn.v_proj"))))  # type: ignore[operator]
-            layer.out.copy_(get("self_attn.o_proj"))  # type: ignore[operator]
-            layer.norm_mlp.copy_(get("post_attention_layernorm"))  # type: ignore[operator]
-            layer.gate_up.copy_(torch.cat((get("mlp.gate_proj"), get("mlp.up_proj"))))  # type: ignore[operator]
-            layer.down.copy_(get("mlp.down_proj"))  # type: ignore[operator]
+            _fill(layer.norm_attention, get("input_layernorm"))  # type: ignore[arg-type]
+            _fill(layer.qkv, torch.cat((q, k, get("self_attn.v_proj"))))  # type: ignore[arg-type]
+            _fill(layer.out, get("self_attn.o_proj"))  # type: ignore[arg-type]
+            _fill(layer.norm_mlp, get("post_attention_layernorm"))  # type: ignore[arg-type]
+            _fill(layer.gate_up, torch.cat((get("mlp.gate_proj"), get("mlp.up_proj"))))  # type: ignore[arg-type]
+            _fill(layer.down, get("mlp.down_proj"))  # type: ignore[arg-type]
             if config.qk_norm:
-                layer.norm_q.copy_(interleave(get("self_attn.q_norm"), e))  # type: ignore[operator]
-                layer.norm_k.copy_(interleave(get("self_attn.k_norm"), e))  # type: ignore[operator]
+                _fill(layer.norm_q, interleave(get("self_attn.q_norm"), e))  # type: ignore[arg-type]
+                _fill(layer.norm_k, interleave(get("self_attn.k_norm"), e))  # type: ignore[arg-type]
     return model
+
+
+def _fill(parameter: Tensor, weight: Tensor) -> None:
+    if parameter.shape != weight.shape:  # `copy_` alone would broadcast
+        raise RuntimeError(f"got shape {list(weight.shape)}, expected {list(parameter.shape)}")
+    parameter.copy_(weight)
 
 
 def hf_config(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -130,11 +136,23 @@ def save_checkpoint(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
         (draft / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
         save_file(to_hf(model), draft / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save(draft)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(draft, folder)
+        _put_in_place(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Swap by two renames; what was there before comes back when the second one fails."""
+    old = draft.with_name(f"{draft.name}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(draft, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -144,16 +162,25 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {folder}: expected a Hugging Face model directory; check the path")
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: expected config.json; it may be half-written, save it again")
+    return _read_table(path)
+
+
+def _read_table(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        table = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); save the checkpoint again") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} holds a {type(table).__name__}, expected a table; save the checkpoint again")
+    return table
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of a checkpoint folder, one file or sharded. Raises CheckpointError when a file is missing or cut short."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(_read_table(index).get("weight_map", {}).values()))
     state: dict[str, Tensor] = {}
     for name in names:
         if not (folder / name).is_file():
@@ -172,7 +199,10 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     Raises CheckpointError when the folder is missing, half-written, of another architecture, or lacks a weight.
     """
     table = read_config(folder)
-    config = decoder_config(table)
+    try:
+        config = decoder_config(table)
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'config.json'} lacks {error}; save the checkpoint again") from error
     if config is None:
         raise CheckpointError(f"{folder}: model_type {table.get('model_type')!r} is not one the fast decoder computes")
     state = {name: t.to(dtype) for name, t in read_weights(folder).items()}

@@ -51,7 +51,11 @@ def room(names: Iterable[str]) -> int:
 
 
 def _bounds(e: Estimate) -> dict[str, float]:
-    return {"value": e.value, "low": e.value if e.low != e.low else e.low, "high": e.value if e.high != e.high else e.high}
+    return {
+        "value": e.value,
+        "low": e.value if e.low != e.low else e.low,
+        "high": e.value if e.high != e.high else e.high,
+    }
 
 
 def accuracy_chart(
@@ -69,7 +73,13 @@ def accuracy_chart(
 
 
 def _accuracy_panel(
-    domain: str, accuracy: Mapping[str, Mapping[str, Estimate]], models: list[str], cast: Cast, look: Look, width: int, labelled: bool
+    domain: str,
+    accuracy: Mapping[str, Mapping[str, Estimate]],
+    models: list[str],
+    cast: Cast,
+    look: Look,
+    width: int,
+    labelled: bool,
 ) -> alt.LayerChart:
     rows = []
     for model in models:
@@ -138,11 +148,19 @@ def recovery_chart(recoveries: Mapping[str, Estimate], look: Look = LIGHT, *, wi
     dots = dots.encode(x="value:Q", y=y, color=colour, tooltip="about:N", description="about:N")
     figures = alt.Chart(data).mark_text(align="right", fontSize=11, color=look.ink)
     figures = figures.encode(x=alt.value("width"), y=y, text="text:N", description="about:N")
-    return dressed(alt.layer(lines, names, spread, dots, figures).properties(height=(ROW + 7) * len(rows)), look, fit=width)
+    return dressed(
+        alt.layer(lines, names, spread, dots, figures).properties(height=max(170, (ROW + 7) * len(rows))),
+        look,
+        fit=width,
+    )
 
 
 def _recovery_row(domain: str, e: Estimate, look: Look, low: float, high: float) -> dict[str, Any]:
-    bounds = {k: min(max(v, low), high) for k, v in _bounds(e).items()} if e.defined else dict.fromkeys(("value", "low", "high"))
+    bounds = (
+        {k: min(max(v, low), high) for k, v in _bounds(e).items()}
+        if e.defined
+        else dict.fromkeys(("value", "low", "high"))
+    )
     reason = "" if e.defined else f": {e.note or 'no reason was recorded'}"
     return {
         "domain": "all domains" if domain == OVERALL else domain, **bounds, "text": text.ratio(e),
@@ -151,7 +169,9 @@ def _recovery_row(domain: str, e: Estimate, look: Look, low: float, high: float)
     }  # fmt: skip
 
 
-def transfer_chart(cells: Sequence[tuple[str, str, Estimate]], look: Look = LIGHT, *, width: int = 370) -> alt.TopLevelMixin:
+def transfer_chart(
+    cells: Sequence[tuple[str, str, Estimate]], look: Look = LIGHT, *, width: int = 370
+) -> alt.TopLevelMixin:
     """What training on one domain did to another, against the base: a heat map with the points printed in the cells.
 
     Colour says the sign and its depth the size; a number in brackets has an interval that covers 0.
@@ -162,7 +182,7 @@ def transfer_chart(cells: Sequence[tuple[str, str, Estimate]], look: Look = LIGH
     rows = []
     for row, column, e in cells:
         sure = e.defined and (e.low > 0 or e.high < 0)
-        number = text.points(e).split(" ")[0]
+        number = text.points(e, unit=False).split(" ")[0]
         rows.append({
             "trained": row, "evaluated": column, "colour": look.gain if e.defined and e.value > 0 else look.loss,
             "depth": 0.62 * abs(e.value) / largest if e.defined else 0.0,
@@ -214,10 +234,21 @@ def provenance_chart(
                 start = end
     names = room([*cast.domains, *(f"↳ {m}" for m in shares if m != first)])
     axis = alt.Axis(labelExpr="split(datum.value, ' · ')[1] || datum.value", minExtent=names)
-    base = alt.Chart(frame_of(rows)).encode(y=alt.Y("bar:N", sort=[text.visible(b) for b in bars], title=None, axis=axis))
-    x = alt.X("start:Q", scale=alt.Scale(domain=[0, 1]), title=None, axis=alt.Axis(format=".0%", values=[0, 0.5, 1], grid=False))
+    base = alt.Chart(frame_of(rows)).encode(
+        y=alt.Y("bar:N", sort=[text.visible(b) for b in bars], title=None, axis=axis)
+    )
+    x = alt.X(
+        "start:Q",
+        scale=alt.Scale(domain=[0, 1]),
+        title=None,
+        axis=alt.Axis(format=".0%", values=[0, 0.5, 1], grid=False),
+    )
     plates = base.mark_bar(stroke=look.card, strokeWidth=1, height={"band": 0.86}).encode(
-        x=x, x2="end:Q", color=alt.Color("colour:N", scale=PASS_THROUGH, legend=None), tooltip="about:N", description="about:N"
+        x=x,
+        x2="end:Q",
+        color=alt.Color("colour:N", scale=PASS_THROUGH, legend=None),
+        tooltip="about:N",
+        description="about:N",
     )
     marks = base.mark_text(fontSize=10).encode(
         x="middle:Q", text="mark:N", color=alt.Color("ink:N", scale=PASS_THROUGH, legend=None), tooltip="about:N"

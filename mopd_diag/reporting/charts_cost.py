@@ -37,7 +37,13 @@ def pareto(points: Sequence[CostPoint]) -> list[CostPoint]:
 
 
 def cost_chart(
-    points: Sequence[CostPoint], cast: Cast, look: Look = LIGHT, *, unit: str = "FLOPs", width: int = 370, height: int = 230
+    points: Sequence[CostPoint],
+    cast: Cast,
+    look: Look = LIGHT,
+    *,
+    unit: str = "FLOPs",
+    width: int = 370,
+    height: int = 230,
 ) -> alt.TopLevelMixin:
     """Mean accuracy against the cost of the whole path, with intervals; the stepped line joins what no other model beats."""
     points = [p for p in points if p.result.defined]
@@ -59,19 +65,34 @@ def cost_chart(
     data = frame_of(rows)
     x_scale = alt.Scale(domain=[0, reach * 1.15 / (1 - names_share)], nice=False)
     y_scale = alt.Scale(domain=[low, high], nice=False)
-    x = alt.X("cost:Q", scale=x_scale, title=f"{unit} of the whole path", axis=alt.Axis(values=_round_ticks(reach), format="~s", grid=False))
+    x = alt.X("cost:Q", scale=x_scale, title=f"{unit} of the whole path", axis=_cost_axis(reach))
     y = alt.Y("value:Q", scale=y_scale, title=None, axis=alt.Axis(format=".0%", tickCount=5))
     colour = alt.Color("colour:N", scale=PASS_THROUGH, legend=None)
     stairs = frame_of([{"cost": p.cost, "value": p.result.value} for p in front])
-    line = alt.Chart(stairs).mark_line(interpolate="step-after", color=look.muted, strokeDash=[3, 3], strokeWidth=1.2).encode(x=x, y=y)
+    line = (
+        alt.Chart(stairs)
+        .mark_line(interpolate="step-after", color=look.muted, strokeDash=[3, 3], strokeWidth=1.2)
+        .encode(x=x, y=y)
+    )
     leads = alt.Chart(data).mark_rule(color=look.base, strokeWidth=0.6).encode(x=x, x2="edge:Q", y=y, y2="seat:Q")
-    spread = alt.Chart(data).mark_rule(strokeWidth=2, opacity=0.55).encode(x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q", color=colour)
+    spread = (
+        alt.Chart(data)
+        .mark_rule(strokeWidth=2, opacity=0.55)
+        .encode(x=x, y=alt.Y("low:Q", scale=y_scale), y2="high:Q", color=colour)
+    )
     dots = alt.Chart(data).mark_point(filled=True, size=80, opacity=1)
     dots = dots.encode(
-        x=x, y=y, color=colour, shape=alt.Shape("shape:N", scale=PASS_THROUGH, legend=None), tooltip="about:N", description="about:N"
+        x=x,
+        y=y,
+        color=colour,
+        shape=alt.Shape("shape:N", scale=PASS_THROUGH, legend=None),
+        tooltip="about:N",
+        description="about:N",
     )
     names = alt.Chart(data).mark_text(align="left", fontSize=11, color=look.ink)
-    names = names.encode(x=alt.X("anchor:Q", scale=x_scale), y=alt.Y("seat:Q", scale=y_scale), text="label:N", tooltip="about:N")
+    names = names.encode(
+        x=alt.X("anchor:Q", scale=x_scale), y=alt.Y("seat:Q", scale=y_scale), text="label:N", tooltip="about:N"
+    )
     return dressed(alt.layer(leads, line, spread, dots, names).properties(height=height), look, fit=width)
 
 
@@ -91,6 +112,12 @@ def _seats(wanted: Sequence[float], *, gap: float, limit: float) -> list[float]:
     return placed
 
 
+def _cost_axis(reach: float) -> alt.Axis:
+    return alt.Axis(
+        values=_round_ticks(reach), labelExpr="datum.value === 0 ? '0' : format(datum.value, '~s')", grid=False
+    )
+
+
 def _round_ticks(reach: float) -> list[float]:
     """Two to five round numbers up to `reach`."""
     step = 10.0 ** math.floor(math.log10(reach)) if reach > 0 else 1.0
@@ -104,7 +131,9 @@ def _round_range(low: float, high: float) -> tuple[float, float]:
     return round(math.floor(low / step) * step, 9), round(math.ceil(high / step) * step, 9)
 
 
-def timeline_chart(ledger: pd.DataFrame, critical: Sequence[str], cast: Cast, look: Look = LIGHT, *, width: int = 760) -> alt.TopLevelMixin:
+def timeline_chart(
+    ledger: pd.DataFrame, critical: Sequence[str], cast: Cast, look: Look = LIGHT, *, width: int = 760
+) -> alt.TopLevelMixin:
     """Stages on a time line: when each ran; the full bar is its wall time, the strong part the share inside the model.
 
     Stages of the critical path have a name in bold type and a mark.
@@ -120,30 +149,48 @@ def timeline_chart(ledger: pd.DataFrame, critical: Sequence[str], cast: Cast, lo
                      + (", on the critical path" if name in critical else ""),
         })  # fmt: skip
     order = [text.visible(str(r["stage"])) for r in rows]
-    base = alt.Chart(frame_of(rows)).encode(y=alt.Y("stage:N", sort=order, title=None, axis=alt.Axis(minExtent=room(order))))
+    base = alt.Chart(frame_of(rows)).encode(
+        y=alt.Y("stage:N", sort=order, title=None, axis=alt.Axis(minExtent=room(order)))
+    )
     colour = alt.Color("colour:N", scale=PASS_THROUGH, legend=None)
     last = max((float(r["end"]) for r in rows), default=1.0)
-    x = alt.X("start:Q", scale=alt.Scale(domain=[0, last * 1.1], nice=False), title="seconds after the start", axis=alt.Axis(tickCount=6))
-    whole = base.mark_bar(opacity=0.32, cornerRadius=2).encode(x=x, x2="end:Q", color=colour, tooltip="about:N", description="about:N")
+    x = alt.X(
+        "start:Q",
+        scale=alt.Scale(domain=[0, last * 1.1], nice=False),
+        title="seconds after the start",
+        axis=alt.Axis(tickCount=6),
+    )
+    whole = base.mark_bar(opacity=0.32, cornerRadius=2).encode(
+        x=x, x2="end:Q", color=colour, tooltip="about:N", description="about:N"
+    )
     inside = base.mark_bar(cornerRadius=2).encode(x=x, x2="model:Q", color=colour, tooltip="about:N")
     names = base.mark_text(align="left", dx=5, fontSize=10, color=look.muted).encode(x="end:Q", text="text:N")
     return dressed(alt.layer(whole, inside, names).properties(height=(ROW + 1) * len(rows)), look, fit=width)
 
 
-def curves_chart(curves: Mapping[str, pd.DataFrame], cast: Cast, look: Look = LIGHT, *, width: int = 1180) -> alt.TopLevelMixin:
+def curves_chart(
+    curves: Mapping[str, pd.DataFrame], cast: Cast, look: Look = LIGHT, *, width: int = 1180
+) -> alt.TopLevelMixin:
     """One small panel a stage: the first of `CURVES` that the stage logged, by step, raw and smoothed."""
-    columns = max(1, min(len(curves), int(width // 200)))
+    columns = max(1, min(len(curves), int(width // 165)))
     inner = int(width / columns - 52)
     panels = []
     for stage, frame in curves.items():
         metric = next((c for c in CURVES if c in frame.columns), None)
         if metric is None or "step" not in frame.columns:
             continue
-        data = frame[["step", metric]].rename(columns={metric: "value"}).dropna().iloc[:: max(1, len(frame) // 150)].copy()
+        data = (
+            frame[["step", metric]].rename(columns={metric: "value"}).dropna().iloc[:: max(1, len(frame) // 150)].copy()
+        )
         data["smooth"] = data["value"].rolling(7, min_periods=1, center=True).mean()
         ends = list(_round_range(float(data["value"].min()), float(data["value"].max())))
         x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False))
-        y = alt.Y("value:Q", title=None, scale=alt.Scale(domain=ends, nice=False), axis=alt.Axis(values=ends, format="~g", minExtent=28))
+        y = alt.Y(
+            "value:Q",
+            title=None,
+            scale=alt.Scale(domain=ends, nice=False),
+            axis=alt.Axis(values=ends, format="~g", minExtent=28),
+        )
         hue = look.colour(cast, stage)
         raw = alt.Chart(data).mark_line(strokeWidth=1, opacity=0.3, color=hue).encode(x=x, y=y)
         smooth = alt.Chart(data).mark_line(strokeWidth=2, color=hue).encode(x=x, y="smooth:Q")

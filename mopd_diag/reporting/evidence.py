@@ -14,6 +14,7 @@ from mopd_diag.types import Finding
 
 IDENTITY = ["item_id", "sample"]
 PREFIXES = ("logp_", "kl_", "share_")
+WINDOW = 160  # tokens shown of a long answer
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,32 @@ class Failure:
     tokens: list[Token]
     attempts: list[Attempt]
     finding: Finding | None = None
+    n_tokens: int = 0
+
+    @property
+    def cut(self) -> str:
+        """Which part of a long answer is shown; empty when all of it is."""
+        if len(self.tokens) == self.n_tokens:
+            return ""
+        return f"Tokens {self.tokens[0].position + 1} to {self.tokens[-1].position + 1} of {self.n_tokens} are shown."
 
     @property
     def story(self) -> str:
         """How the base, the routed teacher and the student do on this item, in one sentence."""
         by_model = {a.model: a for a in self.attempts}
         told = [m for m in (self.routed, "student", "base") if m in by_model]
-        rates = [f"{m} in {by_model[m].right} of {by_model[m].samples} samples" for m in told if m is not None]
-        return f"Solved by {text.listed(rates)}." if rates else ""
+        rates = [f"{by_model[m].right} of {by_model[m].samples} by {m}" for m in told if m is not None]
+        return f"Samples solved: {', '.join(rates)}." if rates else ""
 
 
 def failures(
-    trace: pd.DataFrame, records: pd.DataFrame, cast: Cast, findings: Sequence[Finding] = (), *, model: str = "student", limit: int = 6
+    trace: pd.DataFrame,
+    records: pd.DataFrame,
+    cast: Cast,
+    findings: Sequence[Finding] = (),
+    *,
+    model: str = "student",
+    limit: int = 6,
 ) -> list[Failure]:
     """Up to `limit` failures of `model`: those that findings name first, then the surest labelled ones of each domain in turn."""
     own = records[records["model"] == model]
@@ -83,7 +98,11 @@ def failures(
     failed = failed[~failed.index.duplicated()]
     answers = _answers(trace)
     known = answers.index.intersection(failed.index)
-    named = {(str(f.evidence.get("item_id")), int(f.evidence.get("sample", 0))): f for f in findings if f.evidence.get("item_id")}
+    named = {
+        (str(f.evidence.get("item_id")), int(f.evidence.get("sample", 0))): f
+        for f in findings
+        if f.evidence.get("item_id")
+    }
     ranked = answers.loc[known].assign(domain=failed.loc[known, "domain"])
     chosen = [k for k in named if k in known]
     chosen += [k for k in _in_turn(ranked) if k not in named]
@@ -95,7 +114,7 @@ def failures(
         found.append(Failure(
             str(key[0]), int(key[1]), str(record["domain"]), str(record["prompt"]), str(record["response"]),
             cast.member(str(answer["label"])), float(answer["confidence"]), cast.routed(str(record["domain"])),
-            tokens_of(rows[key], cast, pivot), attempts(records[records["item_id"] == key[0]], cast), finding,
+            window(tokens_of(rows[key], cast, pivot)), attempts(records[records["item_id"] == key[0]], cast), finding, len(rows[key]),
         ))  # fmt: skip
     return found
 
@@ -122,6 +141,18 @@ def _in_turn(ranked: pd.DataFrame) -> list[tuple[str, int]]:
     return [(str(i), int(s)) for i, s in order.sort_values("turn", kind="stable").index]
 
 
+def window(tokens: list[Token], size: int = WINDOW) -> list[Token]:
+    """The part of a long answer around its pivot, or else around its surest token."""
+    if len(tokens) <= size:
+        return tokens
+    centre = max(
+        range(len(tokens)),
+        key=lambda i: (tokens[i].pivot, -1.0 if math.isnan(tokens[i].confidence) else tokens[i].confidence),
+    )
+    start = min(max(0, centre - size // 2), len(tokens) - size)
+    return tokens[start : start + size]
+
+
 def tokens_of(rows: pd.DataFrame, cast: Cast, pivot: object = None) -> list[Token]:
     """The tokens of one answer with the winning member of each."""
     tokens = []
@@ -138,7 +169,11 @@ def tokens_of(rows: pd.DataFrame, cast: Cast, pivot: object = None) -> list[Toke
 
 def _table(row: dict[str, object], prefix: str, cast: Cast) -> dict[str, float]:
     """The columns of one prefix by member, in the order of the cast."""
-    found = {cast.member(str(c)[len(prefix) :]): float(v) for c, v in row.items() if str(c).startswith(prefix) and isinstance(v, float)}
+    found = {
+        cast.member(str(c)[len(prefix) :]): float(v)
+        for c, v in row.items()
+        if str(c).startswith(prefix) and isinstance(v, float)
+    }
     order = [*cast.roles, *LABELS]
     return dict(sorted(found.items(), key=lambda kv: order.index(kv[0]) if kv[0] in order else len(order)))
 

@@ -9,11 +9,20 @@ GLOSSARY: list[tuple[str, str]] = [
     ("base", "the shared cold start that every other model was trained from"),
     ("teacher", "a specialist, trained from the base by RL on its own domain"),
     ("student", "the model that MOPD distils from all teachers, on samples of its own"),
-    ("rival", "another path to one model: mixed RL, sequential RL, distillation on the teachers' samples, averaged weights"),
-    ("teacher-free control", "a rival that never saw a teacher; what the method says of it too is no evidence of teaching"),
+    (
+        "rival",
+        "another path to one model: mixed RL, sequential RL, distillation on the teachers' samples, averaged weights",
+    ),
+    (
+        "teacher-free control",
+        "a rival that never saw a teacher; what the method says of it too is no evidence of teaching",
+    ),
     ("matched budget", "a rival may spend as much as the student and all its teachers together"),
     ("recovery", "(student − base) / (best teacher − base): 0 is the base, 1 the best teacher"),
-    ("headroom", "best teacher − base; where its interval covers 0 there is nothing to recover and recovery is unknown"),
+    (
+        "headroom",
+        "best teacher − base; where its interval covers 0 there is nothing to recover and recovery is unknown",
+    ),
     ("at · below · above the cap", "verdict of an equivalence test of the student against the best teacher"),
     ("transfer", "what training on one domain did to the accuracy on another, against the base"),
     ("forgetting", "what a path had reached on a domain at some stage and lost by its end"),

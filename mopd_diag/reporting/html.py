@@ -26,18 +26,22 @@ from mopd_diag.types import Finding
 TEMPLATES = Path(__file__).parent / "templates"
 PHONE, HALF, WIDE = 340, 620, 1180  # widths in pixels at which charts are drawn
 
+CAPTIONS = {
+    "provenance": "Shares of the answers, the student's above those of the teacher-free control (↳).",
+    "caps": "Diamonds with 95% intervals; everything right of the second line is beyond the best teacher.",
+    "interference": "Percentage points against the base. Blue: better, orange: worse; in brackets: the interval covers 0.",
+}
+
 
 def render_html(view: View) -> str:
     """The whole page."""
     style = _style()
     script = (TEMPLATES / "report.js").read_text()
-    policy = (
-        f"default-src 'none'; style-src '{_pin(style)}'; script-src '{_pin(script)}'; base-uri 'none'; form-action 'none'"
-    )
+    policy = f"default-src 'none'; style-src '{_pin(style)}'; script-src '{_pin(script)}'; base-uri 'none'; form-action 'none'"
     template = environment().get_template("report.html.j2")
     return template.render(
         view=view, cast=view.cast, charts=_charts(view), policy=policy, style=Markup(style), script=Markup(script),
-        key=lambda label: LIGHT.key(view.cast, label), legend=_legend(view.cast), labels=LABELS,
+        key=lambda label: LIGHT.key(view.cast, label), legend=_legend(view.cast), labels=LABELS, captions=CAPTIONS,
     )  # fmt: skip
 
 
@@ -68,7 +72,9 @@ def _pin(source: str) -> str:
 
 def _style() -> str:
     light, dark = stylesheet_variables(LIGHT), stylesheet_variables(DARK)
-    themes = f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{stylesheet_classes()}\n"
+    themes = (
+        f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{stylesheet_classes()}\n"
+    )
     return themes + (TEMPLATES / "report.css").read_text()
 
 
@@ -82,7 +88,9 @@ def _charts(view: View) -> dict[str, list[Picture]]:
     cast, reading = view.cast, view.reading
     made: dict[str, list[Picture]] = {}
     if view.accuracy:
-        made["accuracy"] = pictures(lambda w: charts.accuracy_chart(view.accuracy, cast, CSS, width=w), [PHONE, HALF, WIDE], "accuracy")
+        made["accuracy"] = pictures(
+            lambda w: charts.accuracy_chart(view.accuracy, cast, CSS, width=w), [PHONE, HALF, WIDE], "accuracy"
+        )
     recoveries = {d: c.recovery for d, c in reading.caps.get(STUDENT, {}).items()}
     if recoveries:
         made["caps"] = pictures(lambda w: charts.recovery_chart(recoveries, CSS, width=w), [PHONE], "caps")
@@ -92,14 +100,20 @@ def _charts(view: View) -> dict[str, list[Picture]]:
     models = [m for m in (STUDENT, *reading.controls[:1]) if m in reading.provenance]
     shares = {m: {d: p.shares for d, p in reading.provenance[m].items() if d != OVERALL and p.shares} for m in models}
     if any(shares.values()):
-        made["provenance"] = pictures(lambda w: charts.provenance_chart(shares, cast, CSS, width=w), [PHONE], "provenance")
+        made["provenance"] = pictures(
+            lambda w: charts.provenance_chart(shares, cast, CSS, width=w), [PHONE], "provenance"
+        )
     points = view.cost_points()
     if len(points) > 1:
         made["cost"] = pictures(lambda w: charts_cost.cost_chart(points, cast, CSS, width=w), [PHONE, HALF], "cost")
     if len(view.ledger) and "started" in view.ledger.columns:
         made["timeline"] = pictures(
-            lambda w: charts_cost.timeline_chart(view.ledger, view.critical, cast, CSS, width=w), [PHONE, HALF, WIDE], "timeline"
+            lambda w: charts_cost.timeline_chart(view.ledger, view.critical, cast, CSS, width=w),
+            [PHONE, HALF, WIDE],
+            "timeline",
         )
     if view.curves:
-        made["curves"] = pictures(lambda w: charts_cost.curves_chart(view.curves, cast, CSS, width=w), [PHONE, HALF, WIDE], "curves")
+        made["curves"] = pictures(
+            lambda w: charts_cost.curves_chart(view.curves, cast, CSS, width=w), [PHONE, HALF, WIDE], "curves"
+        )
     return made

@@ -19,7 +19,13 @@ LABELS = {
 }
 LABEL_MARKS = {"several": "sev", "pre-existing": "pre", "own": "own", "abstain": "?"}
 ROLE_ORDER = ("base", "teacher", "student", "rival", "control")
-ROLE_SHAPES = {"base": "triangle-down", "teacher": "square", "student": "diamond", "rival": "circle", "control": "triangle-up"}
+ROLE_SHAPES = {
+    "base": "triangle-down",
+    "teacher": "square",
+    "student": "diamond",
+    "rival": "circle",
+    "control": "triangle-up",
+}
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,9 @@ def _as_variables(look: Look) -> Look:
     for field in fields(look):
         value, name = getattr(look, field.name), field.name
         values[name] = (
-            tuple(f"var(--{name.removesuffix('s')}-{i})" for i in range(len(value))) if isinstance(value, tuple) else f"var(--{name})"
+            tuple(f"var(--{name.removesuffix('s')}-{i})" for i in range(len(value)))
+            if isinstance(value, tuple)
+            else f"var(--{name})"
         )
     return Look(**values)
 

@@ -11,7 +11,7 @@ from mopd_diag.reporting.look import LABELS
 from mopd_diag.reporting.tables import Table
 from mopd_diag.reporting.view import View
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|!~$@])")
+SPECIAL = re.compile(r"([\\`*_<>#|~$@]|!(?=\[)|\](?=[(\[:]))")
 
 
 def render_markdown(view: View) -> str:
@@ -34,12 +34,12 @@ def code(words: str, limit: int = 160) -> str:
 
 
 def table(t: Table) -> list[str]:
-    """A table in GitHub's form, numbers flush right, the student's row in bold."""
-    rule = [":--", *((" --:" if t.numeric else ":--") for _ in t.columns[1:])]
-    lines = [_row([plain(c) for c in t.columns]), _row([r.strip() for r in rule])]
+    """A table in GitHub's form, numbers flush right, the names of strong rows in bold."""
+    rule = [":--", *(":--" if c in t.words else "--:" for c in t.columns[1:])]
+    lines = [_row([plain(c) for c in t.columns]), _row(rule)]
     for i, row in enumerate(t.rows):
-        cells = [plain(c) for c in row]
-        lines.append(_row([f"**{c}**" if c else c for c in cells] if i in t.strong else cells))
+        first, *rest = [plain(c) for c in row]
+        lines.append(_row([f"**{first}**" if i in t.strong else first, *rest]))
     return [*lines, ""]
 
 
@@ -54,10 +54,10 @@ def _lines(view: View) -> Iterator[str]:
         yield from (plain(view.summary), "")
     yield from (" · ".join(f"{plain(k)} **{plain(v)}**" for k, v in view.facts), "")
     for answer in view.answers:
-        yield from (f"**{answer.question}** {plain(answer.sentence)} {plain(answer.caveat)}".rstrip(), "")
+        yield from (f"**{answer.question}** {plain(answer.sentence)}", "")
     for name, heading in (
         ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"), ("provenance", "Which teacher"), ("caps", "Caps"),
-        ("transfer", "Transfer"), ("checks", "Checks"), ("unknown", "What could not be told"),
+        ("transfer", "Transfer"), ("measures", "Forgetting and regret"), ("checks", "Checks"), ("unknown", "What could not be told"),
     ):  # fmt: skip
         if name in view.tables:
             yield from (f"## {heading}", "", f"{plain(view.tables[name].caption)}.", "", *table(view.tables[name]))
@@ -68,11 +68,16 @@ def _lines(view: View) -> Iterator[str]:
     if "ledger" in view.tables:
         yield from ("## Ledger", "", plain(view.cost_sentence), "", *table(view.tables["ledger"]))
     yield from ("## How it was measured", "", *(f"- {plain(k)}: {plain(v)}" for k, v in view.method), "")
-    yield from (f"{len(view.reading.findings)} findings are in `findings.json`; `report.html` shows each with its evidence.", "")
+    yield from (
+        f"{len(view.reading.findings)} findings are in `findings.json`; `report.html` shows each with its evidence.",
+        "",
+    )
 
 
 def _failure(f: Failure) -> list[str]:
     """One failure on three lines: the answer, the marks under its tokens, what the routed teacher does."""
-    lines = [f"- {plain(f.domain)} {code(f.prompt)} → {code(f.response)}, attributed to **{plain(LABELS.get(f.label, f.label))}**"]
+    lines = [
+        f"- {plain(f.domain)} {code(f.prompt)} → {code(f.response)}, attributed to **{plain(LABELS.get(f.label, f.label))}**"
+    ]
     marks = " ".join(f"{code(t.shown, 20)} {plain(t.mark)}{' ←pivot' if t.pivot else ''}" for t in f.tokens[:24])
     return [*lines, f"  - by token: {marks}{' …' if len(f.tokens) > 24 else ''}", f"  - {plain(f.story)}"]

@@ -101,10 +101,18 @@ class Reading:
         if f.kind == "cap" and about_domain:
             parts = {k: as_estimate(f.evidence.get(k)) for k in ("base", "student", "best_teacher")}
             partition = f.evidence.get("partition")
-            counts = {str(k): int(v) for k, v in partition.items() if _number(v)} if isinstance(partition, Mapping) else {}
+            counts = (
+                {str(k): int(v) for k, v in partition.items() if _number(v)} if isinstance(partition, Mapping) else {}
+            )
             teacher = f.evidence.get("teacher")
             self.caps.setdefault(model, {})[domain] = Cap(
-                f, value, parts["base"], parts["student"], parts["best_teacher"], teacher if isinstance(teacher, str) else None, counts
+                f,
+                value,
+                parts["base"],
+                parts["student"],
+                parts["best_teacher"],
+                teacher if isinstance(teacher, str) else None,
+                counts,
             )
         elif f.kind == "attribution" and about_domain:
             shares = f.evidence.get("shares")
@@ -116,7 +124,9 @@ class Reading:
         elif f.kind == "interference":
             name = str(f.evidence.get("measure") or next((m for m in MEASURES if m in f.subject or m in f.id), ""))
             if name in MEASURES:
-                self.measures.append(Measure(f, name, str(f.evidence.get("model", model)), str(f.evidence.get("domain", "")), value))
+                self.measures.append(
+                    Measure(f, name, str(f.evidence.get("model", model)), str(f.evidence.get("domain", "")), value)
+                )
         elif f.kind == "failure":
             self.failures.append(f)
 

@@ -42,7 +42,11 @@ def static_svg(chart: Any, name: str) -> Markup:
         for attribute in list(element.attrib):
             if attribute in _DROPPED or attribute.startswith("{"):
                 del element.attrib[attribute]
-        if label and element.tag in (f"{{{_SVG}}}path", f"{{{_SVG}}}line", f"{{{_SVG}}}text") and element.get("class") != "background":
+        if (
+            label
+            and element.tag in (f"{{{_SVG}}}path", f"{{{_SVG}}}line", f"{{{_SVG}}}text")
+            and element.get("class") != "background"
+        ):
             title = ElementTree.Element(f"{{{_SVG}}}title")
             title.text = label
             element.insert(0, title)

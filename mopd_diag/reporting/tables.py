@@ -9,31 +9,34 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from mopd_diag.reporting import text
-from mopd_diag.reporting.look import LABELS, Cast
+from mopd_diag.reporting.look import Cast
 from mopd_diag.reporting.paths import model_share, parents_of, path_cost
-from mopd_diag.reporting.reading import OVERALL, STUDENT, Cap, Provenance, Reading, reason_of, words_of
+from mopd_diag.reporting.reading import MEASURES, OVERALL, STUDENT, Cap, Provenance, Reading, reason_of, words_of
 from mopd_diag.types import Estimate, Finding
-
 
 VERDICTS = {"at": "● at the cap", "below": "▼ below", "above": "▲ above", "undetermined": "? undetermined"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under named columns; the first column names the row. `numeric` columns are set flush right.
+    """Rows of text under named columns; the first column names the row. Columns in `words` are set flush left, numbers flush right.
 
-    `strong` rows are set in bold, `keys` give the row's label a colour mark by member.
+    `strong` rows are set in bold, `keys` give the row's name a colour mark by member, `finds` the finding behind the row.
     """
 
     caption: str
     columns: list[str]
     rows: list[list[str]]
-    numeric: bool = True
+    words: frozenset[str] = frozenset()
     strong: frozenset[int] = frozenset()
-    keys: list[str | None] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    finds: list[str] = field(default_factory=list)
 
     def key(self, row: int) -> str | None:
         return self.keys[row] if row < len(self.keys) else None
+
+    def find(self, row: int) -> str | None:
+        return self.finds[row] if row < len(self.finds) else None
 
 
 def accuracy_table(accuracy: Mapping[str, Mapping[str, Estimate]], cast: Cast) -> Table:
@@ -42,7 +45,13 @@ def accuracy_table(accuracy: Mapping[str, Mapping[str, Estimate]], cast: Cast) -
     rows = [[m, *(_maybe(accuracy[m].get(d)) for d in domains)] for m in models]
     strong = frozenset(i for i, m in enumerate(models) if m == STUDENT)
     caption = "Share of sampled answers that the verifier accepts, with 95% intervals over items"
-    return Table(caption, ["model", *("all domains" if d == OVERALL else d for d in domains)], rows, strong=strong, keys=list(models))
+    return Table(
+        caption,
+        ["model", *("all domains" if d == OVERALL else d for d in domains)],
+        rows,
+        strong=strong,
+        keys=list(models),
+    )
 
 
 def _maybe(e: Estimate | None) -> str:
@@ -52,7 +61,16 @@ def _maybe(e: Estimate | None) -> str:
 def caps_table(reading: Reading, cast: Cast) -> Table:
     table = reading.caps.get(STUDENT, {})
     partitions = list(dict.fromkeys(p for c in table.values() for p in c.partition))
-    columns = ["domain", "recovery", "verdict", "base", "student", "best teacher", "which", *(f"items: {p}" for p in partitions)]
+    columns = [
+        "domain",
+        "recovery",
+        "verdict",
+        "base",
+        "student",
+        "best teacher",
+        "which",
+        *(f"items: {p}" for p in partitions),
+    ]
     rows = [
         [
             _domain(d), text.ratio(c.recovery), VERDICTS.get(c.finding.verdict, c.finding.verdict), _maybe(c.base), _maybe(c.student), _maybe(c.best), c.teacher or "–",
@@ -60,13 +78,15 @@ def caps_table(reading: Reading, cast: Cast) -> Table:
         ]
         for d, c in _overall_last(table).items()
     ]  # fmt: skip
-    return Table("Recovery = (student − base) / (best teacher − base), per domain", columns, rows, strong=_last(table))
+    caption = "Recovery = (student − base) / (best teacher − base), per domain"
+    finds = [c.finding.id for c in _overall_last(table).values()]
+    return Table(caption, columns, rows, frozenset({"verdict", "which"}), _last(table), finds=finds)
 
 
 def transfer_table(reading: Reading) -> Table:
     trained = list(dict.fromkeys(c.trained_on for c in reading.cells))
     evaluated = list(dict.fromkeys(c.evaluated_on for c in reading.cells))
-    cells = {(c.trained_on, c.evaluated_on): text.points(c.change) for c in reading.cells}
+    cells = {(c.trained_on, c.evaluated_on): text.points(c.change, unit=False) for c in reading.cells}
     rows = [[r, *(cells.get((r, e), "–") for e in evaluated)] for r in trained]
     return Table("Change of accuracy against the base, in percentage points", ["trained on", *evaluated], rows)
 
@@ -76,16 +96,17 @@ def provenance_table(reading: Reading, cast: Cast) -> Table:
     baselines = list(dict.fromkeys(b for m in models for p in reading.provenance[m].values() for b in p.baselines))
     domains = [d for d in (*cast.domains, OVERALL) if any(d in reading.provenance[m] for m in models)]
     columns = ["domain", "model", "to the domain's teacher", *(f"baseline: {b}" for b in baselines), "everything else"]
-    rows, keys = [], list[str | None]()
+    rows, finds = [], list[str]()
     for domain in domains:
         for model in models:
             p = reading.provenance[model].get(domain)
             if p is not None:
                 told = [_baseline(p.baselines.get(b)) for b in baselines]
                 rows.append([_domain(domain), model, text.share(p.routed), *told, _rest(p, cast, domain)])
-                keys.append(model)
+                finds.append(p.finding.id)
     caption = "To whom the answers are attributed, for the student and for a model that never saw a teacher"
-    return Table(caption, columns, rows, keys=keys, strong=frozenset(i for i, r in enumerate(rows) if r[1] == STUDENT))
+    strong = frozenset(i for i, r in enumerate(rows) if r[1] == STUDENT)
+    return Table(caption, columns, rows, frozenset({"model", "everything else"}), strong, finds=finds)
 
 
 def _rest(p: Provenance, cast: Cast, domain: str) -> str:
@@ -95,7 +116,7 @@ def _rest(p: Provenance, cast: Cast, domain: str) -> str:
     for label, value in p.shares.items():
         parts[cast.member(label)] = parts.get(cast.member(label), 0.0) + value
     rest = sorted(((m, v) for m, v in parts.items() if m != routed and v >= 0.005), key=lambda mv: -mv[1])
-    return ", ".join(f"{LABELS.get(m, m)} {text.percent(v)}" for m, v in rest) or "–"
+    return ", ".join(f"{m} {text.percent(v)}" for m, v in rest) or "–"
 
 
 def _baseline(value: object) -> str:
@@ -104,11 +125,10 @@ def _baseline(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def rivals_table(accuracy: Mapping[str, Mapping[str, Estimate]], ledger: pd.DataFrame, reading: Reading, cast: Cast) -> Table:
-    """The paths side by side at what each cost, worst domain and forgetting beside the mean."""
+def rivals_table(accuracy: Mapping[str, Mapping[str, Estimate]], ledger: pd.DataFrame, cast: Cast) -> Table:
+    """The paths side by side at what each cost, the worst domain beside the mean."""
     matched = {str(r["stage"]): r for r in ledger.to_dict("records")} if len(ledger) else {}
-    forgetting, regret = reading.measure("forgetting"), reading.measure("regret")
-    columns = ["path", "all domains", "worst domain", "forgetting", "regret", "tokens sampled", "trained", "scored", "FLOPs", "matched"]
+    columns = ["path", "all domains", "worst domain", "tokens sampled", "trained", "scored", "FLOPs", "budget"]
     rows, models = [], [m for m in cast.with_role("student", "rival", "control") if m in accuracy]
     for model in models:
         domains = {d: e for d, e in accuracy[model].items() if d != OVERALL and e.defined}
@@ -116,18 +136,44 @@ def rivals_table(accuracy: Mapping[str, Mapping[str, Estimate]], ledger: pd.Data
         cost = path_cost(ledger, model).counts if model in matched else {}
         to, on = (str(matched.get(model, {}).get(k) or "") for k in ("matched_to", "matched_on"))
         rows.append([
-            model, _maybe(accuracy[model].get(OVERALL)), f"{text.share(domains[worst])} {worst}" if worst else "–",
-            *(text.points(t[model].value) if model in t else "–" for t in (forgetting, regret)),
+            model, _maybe(accuracy[model].get(OVERALL)), f"{worst} {text.share(domains[worst])}" if worst else "–",
             *(text.count(cost[c]) if c in cost else "–" for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")),
-            f"to {to} on {on}" if to and on else f"to {to}" if to else "–",
+            f"{on} of {to}" if to and on else f"that of {to}" if to else "–",
         ])  # fmt: skip
     caption = "Each path with the cost of everything it was made from, teachers included and the shared base left out"
     strong = frozenset(i for i, m in enumerate(models) if m == STUDENT)
-    return Table(caption, columns, rows, strong=strong, keys=list(models))
+    return Table(caption, columns, rows, frozenset({"budget"}), strong, list(models))
+
+
+def measures_table(reading: Reading, cast: Cast) -> Table:
+    """What each whole path forgot and regrets, in its worst domain."""
+    names = [n for n in MEASURES if reading.measure(n)]
+    models = [m for m in cast.roles if any(m in reading.measure(n) for n in names)]
+    rows = []
+    for model in models:
+        row = [model]
+        for name in names:
+            measure = reading.measure(name).get(model)
+            row.append("–" if measure is None else f"{measure.domain} {text.points(measure.value, unit=False)}".strip())
+        rows.append(row)
+    strong = frozenset(i for i, m in enumerate(models) if m == STUDENT)
+    caption = "What whole paths lost, in percentage points, in the domain where it is most"
+    return Table(caption, ["path", *(n.replace("_", " ") for n in names)], rows, strong=strong, keys=list(models))
 
 
 def ledger_table(ledger: pd.DataFrame, critical: Sequence[str]) -> Table:
-    columns = ["stage", "algorithm", "made from", "tokens sampled", "trained", "scored", "FLOPs", "time", "in the model", "device"]
+    columns = [
+        "stage",
+        "algorithm",
+        "made from",
+        "tokens sampled",
+        "trained",
+        "scored",
+        "FLOPs",
+        "time",
+        "in the model",
+        "device",
+    ]
     rows = []
     for r in ledger.to_dict("records"):
         seconds, inside = float(r["seconds"]), float(r.get("seconds_model") or math.nan)
@@ -137,21 +183,31 @@ def ledger_table(ledger: pd.DataFrame, critical: Sequence[str]) -> Table:
             *(text.count(float(r.get(c, math.nan))) for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")),
             text.duration(seconds), text.percent(inside / seconds) if seconds and inside == inside else "–", str(r.get("device", "–")),
         ])  # fmt: skip
-    total = [float(ledger[c].sum()) if c in ledger.columns else math.nan for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")]
+    total = [
+        float(ledger[c].sum()) if c in ledger.columns else math.nan
+        for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")
+    ]
     rows.append(["sum", "", "", *(text.count(t) for t in total), text.duration(float(ledger["seconds"].sum())),
                  text.percent(model_share(ledger)), ""])  # fmt: skip
-    return Table("● on the critical path", columns, rows, strong=frozenset({len(rows) - 1}), keys=[str(s) for s in ledger["stage"]])
+    words = frozenset({"algorithm", "made from", "device"})
+    return Table(
+        "● on the critical path", columns, rows, words, frozenset({len(rows) - 1}), [str(s) for s in ledger["stage"]]
+    )
 
 
 def unknown_table(findings: Sequence[Finding]) -> Table:
     rows = [[f.subject, f.kind, f.verdict, text.estimate(f.estimate), reason_of(f)] for f in findings]
-    return Table("Questions that this run leaves open", ["subject", "question", "verdict", "estimate", "why"], rows, numeric=False)
+    columns = ["subject", "question", "verdict", "estimate", "why"]
+    return Table(
+        "Questions that this run leaves open", columns, rows, frozenset(columns), finds=[f.id for f in findings]
+    )
 
 
 def preflight_table(findings: Sequence[Finding]) -> Table:
     told = [f for f in findings if f.kind in ("preflight", "pathology", "regression")]
     rows = [[f.subject, f.kind, f.verdict, f.severity, text.estimate(f.estimate), words_of(f)] for f in told]
-    return Table("Checks", ["subject", "check", "verdict", "severity", "estimate", "in words"], rows, numeric=False)
+    columns = ["subject", "check", "verdict", "severity", "estimate", "in words"]
+    return Table("Checks", columns, rows, frozenset(columns), finds=[f.id for f in told])
 
 
 def _domain(name: str) -> str:

@@ -71,9 +71,10 @@ def share(e: Estimate) -> str:
     return _with_interval(e, 100, 0, "%", signed=False)
 
 
-def points(e: Estimate) -> str:
+def points(e: Estimate, *, unit: bool = True) -> str:
     """A difference of two shares, signed, in percentage points: `−21 points [−26, −16]`."""
-    return _with_interval(e, 100, 0, " points", signed=True)
+    word = " point" if e.defined and abs(round(100 * e.value)) == 1 else " points"
+    return _with_interval(e, 100, 0, word if unit else "", signed=True)
 
 
 def ratio(e: Estimate) -> str:

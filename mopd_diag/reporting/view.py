@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pandas as pd
-
 from mopd_diag.diagnostics.accuracy import accuracy as accuracy_of
+
 from mopd_diag.errors import RunDirectoryError
 from mopd_diag.reporting import tables, text, words
 from mopd_diag.reporting.charts_cost import CURVES, CostPoint
@@ -37,6 +37,7 @@ class View:
     ledger: pd.DataFrame
     critical: list[str]
     cost_sentence: str
+    matched_sentence: str
     curves: dict[str, pd.DataFrame]
     failures: list[Failure]
     tables: dict[str, tables.Table]
@@ -85,6 +86,7 @@ def view_of(run: RunDirectory) -> View:
         ledger=ledger,
         critical=critical,
         cost_sentence=_cost_sentence(manifest, ledger, critical, seconds),
+        matched_sentence=_matched_sentence(ledger),
         curves=_curves(run, manifest, cast),
         failures=shown,
         tables=_tables(accuracy, ledger, reading, cast, critical),
@@ -109,7 +111,7 @@ def _facts(manifest: Mapping[str, Any], cast: Cast) -> list[tuple[str, str]]:
     name = world.get("name") if isinstance(world, Mapping) else world
     roles = [(cast.with_role(r), r) for r in ("teacher", "student", "rival", "control")]
     hardware = manifest.get("hardware")
-    machine = ", ".join(f"{v}" if k == "cpu" else f"{k.replace('_', ' ')} {v}" for k, v in hardware.items()) if isinstance(hardware, Mapping) else ""
+    machine = ", ".join(_hardware(str(k), v) for k, v in hardware.items()) if isinstance(hardware, Mapping) else ""
     wall = manifest.get("wall_seconds")
     facts = [
         ("world", f"{name or '–'}: {', '.join(cast.domains)}"),
@@ -123,7 +125,17 @@ def _facts(manifest: Mapping[str, Any], cast: Cast) -> list[tuple[str, str]]:
     return [(k, v) for k, v in facts if v != "–"]
 
 
-def _failures(run: RunDirectory, records: pd.DataFrame, cast: Cast, reading: Reading, missing: list[str]) -> list[Failure]:
+def _hardware(name: str, value: object) -> str:
+    """`cores: 2` -> `2 cores`, `memory_gb: 8` -> `8 GB memory`, names of things as they are."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        plain = name.removesuffix("_gb").replace("_", " ")
+        return f"{value:g} GB {plain}" if name.endswith("_gb") else f"{value:g} {plain}"
+    return str(value)
+
+
+def _failures(
+    run: RunDirectory, records: pd.DataFrame, cast: Cast, reading: Reading, missing: list[str]
+) -> list[Failure]:
     name = next((n for n in run.trace_names() if n.split(".")[0] == STUDENT or n.startswith(f"{STUDENT}-")), None)
     if name is None:
         missing.append("No token-level evidence: the student's answers have no trace in this run.")
@@ -131,7 +143,9 @@ def _failures(run: RunDirectory, records: pd.DataFrame, cast: Cast, reading: Rea
     trace = run.trace(name)
     needed = {"item_id", "sample", "position"} - set(trace.columns)
     if needed or records.empty:
-        missing.append(f"No token-level evidence: the trace lacks {text.listed(sorted(needed)) if needed else 'its records'}.")
+        missing.append(
+            f"No token-level evidence: the trace lacks {text.listed(sorted(needed)) if needed else 'its records'}."
+        )
         return []
     return failures(trace, records, cast, reading.failures)
 
@@ -139,11 +153,17 @@ def _failures(run: RunDirectory, records: pd.DataFrame, cast: Cast, reading: Rea
 def _curves(run: RunDirectory, manifest: Mapping[str, Any], cast: Cast) -> dict[str, pd.DataFrame]:
     stages = [str(s.get("name")) for s in manifest.get("stages") or [] if isinstance(s, Mapping)]
     frames = {s: run.metrics(s) for s in dict.fromkeys([*stages, *cast.roles])}
-    return {s: f for s, f in frames.items() if len(f) > 1 and "step" in f.columns and any(c in f.columns for c in CURVES)}
+    return {
+        s: f for s, f in frames.items() if len(f) > 1 and "step" in f.columns and any(c in f.columns for c in CURVES)
+    }
 
 
 def _tables(
-    accuracy: Mapping[str, Mapping[str, Estimate]], ledger: pd.DataFrame, reading: Reading, cast: Cast, critical: list[str]
+    accuracy: Mapping[str, Mapping[str, Estimate]],
+    ledger: pd.DataFrame,
+    reading: Reading,
+    cast: Cast,
+    critical: list[str],
 ) -> dict[str, tables.Table]:
     """Every table that has rows, by section."""
     made = {
@@ -151,7 +171,8 @@ def _tables(
         "provenance": tables.provenance_table(reading, cast),
         "caps": tables.caps_table(reading, cast),
         "transfer": tables.transfer_table(reading),
-        "rivals": tables.rivals_table(accuracy, ledger, reading, cast),
+        "rivals": tables.rivals_table(accuracy, ledger, cast),
+        "measures": tables.measures_table(reading, cast),
         "checks": tables.preflight_table(reading.findings),
         "unknown": tables.unknown_table(reading.unknown),
     }
@@ -168,18 +189,36 @@ def _cost_sentence(manifest: Mapping[str, Any], ledger: pd.DataFrame, critical: 
     took = f" in {text.duration(float(wall))} of wall time" if isinstance(wall, int | float) else ""
     said = [f"All stages together worked {text.duration(float(ledger['seconds'].sum()))}{took}."]
     if critical:
-        said.append(f"With a machine for every teacher the student would need {text.duration(seconds)} ({' → '.join(critical)}).")
+        said.append(
+            f"With a machine for every teacher the student would need {text.duration(seconds)} ({' → '.join(critical)})."
+        )
     inside = model_share(ledger)
     if inside == inside:
         said.append(f"{text.percent(inside)} of the stages' time was spent inside model forward and backward passes.")
     return " ".join(said)
 
 
+def _matched_sentence(ledger: pd.DataFrame) -> str:
+    """Which stages had whose budget, by what count."""
+    if ledger.empty or not {"matched_to", "matched_on"} <= set(ledger.columns):
+        return ""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in ledger.to_dict("records"):
+        if row["matched_to"] and isinstance(row["matched_to"], str):
+            groups.setdefault((row["matched_to"], str(row["matched_on"] or "cost").replace("_", " ")), []).append(
+                str(row["stage"])
+            )
+    said = [f"{text.listed(stages)} had the {on} of the whole path to {to}" for (to, on), stages in groups.items()]
+    return f"At a matched budget: {'; '.join(said)}." if said else ""
+
+
 def _method(
     manifest: Mapping[str, Any], records: pd.DataFrame, reading: Reading, accuracy: Mapping[str, Mapping[str, Estimate]]
 ) -> list[tuple[str, str]]:
     """How the numbers were made, as pairs of a name and a sentence."""
-    estimates = [f.estimate for f in reading.findings if f.estimate is not None] + [e for t in accuracy.values() for e in t.values()]
+    estimates = [f.estimate for f in reading.findings if f.estimate is not None] + [
+        e for t in accuracy.values() for e in t.values()
+    ]
     methods = list(dict.fromkeys(e.method for e in estimates if e.method))
     levels = sorted({e.level for e in estimates})
     told: list[tuple[str, str]] = [
@@ -190,7 +229,12 @@ def _method(
         items = records.groupby("domain")["item_id"].nunique()
         samples = records.groupby(["model", "item_id"]).size()
         per = str(samples.min()) if samples.min() == samples.max() else f"{samples.min()} to {samples.max()}"
-        told.append(("evaluation", f"{', '.join(f'{d} {n}' for d, n in items.items())} held-out items; {per} samples of each by every model."))
+        told.append(
+            (
+                "evaluation",
+                f"{', '.join(f'{d} {n}' for d, n in items.items())} held-out items; {per} samples of each by every model.",
+            )
+        )
     told.append(("seed", str(_plan(manifest).get("seed", "not recorded"))))
     for name in ("versions", "hardware"):
         value = manifest.get(name)

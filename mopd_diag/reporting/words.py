@@ -18,13 +18,19 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """One of the three answers: a figure with its interval, what the figure is, a sentence, and what to beware of."""
+    """One of the three answers: a figure with its interval, what the figure is, the same as a sentence (`lead`), what else is
+    known (`detail`), and what to beware of (`caveat`). Where the figure is shown, the lead can be left out."""
 
     key: str
     figure: str
     figure_is: str
-    sentence: str
+    lead: str
+    detail: str = ""
     caveat: str = ""
+
+    @property
+    def sentence(self) -> str:
+        return " ".join(part for part in (self.lead, self.detail, self.caveat) if part)
 
     @property
     def question(self) -> str:
@@ -43,10 +49,14 @@ def provenance_answer(reading: Reading, cast: Cast) -> Answer:
     """The share of the answers given to their domain's teacher, and what the same method says of a model without teachers."""
     table = reading.provenance.get(STUDENT, {})
     if not table:
-        return Answer("provenance", text.UNKNOWN, "no attribution", "The student's answers were not attributed in this run.")
+        return Answer(
+            "provenance", text.UNKNOWN, "no attribution", "The student's answers were not attributed in this run."
+        )
     figure, said = _attributed(table)
     sentence = f"{said} of the student's answers are attributed to the teacher of their domain."
-    return Answer("provenance", figure, "of the student's answers go to their domain's teacher", sentence, _control(reading))
+    return Answer(
+        "provenance", figure, "of the student's answers go to their domain's teacher", sentence, *_control(reading)
+    )
 
 
 def _attributed(table: dict[str, Provenance]) -> tuple[str, str]:
@@ -64,10 +74,10 @@ def _attributed(table: dict[str, Provenance]) -> tuple[str, str]:
     return f"{text.percent(told[least].value)}–{text.percent(told[most].value)}", between[0].upper() + between[1:]
 
 
-def _control(reading: Reading) -> str:
+def _control(reading: Reading) -> tuple[str, str]:
     """The plain statement about the teacher-free control: closeness alone accuses a model that never saw a teacher."""
     if not reading.controls:
-        return "No teacher-free control was attributed beside it: read this as likeness, not as origin."
+        return "", "No teacher-free control was attributed beside it: read this as likeness, not as origin."
     control = reading.controls[0]
     _, said = _attributed(reading.provenance[control])
     opening = f"The teacher-free control {control} never saw a teacher, and the same method gives {said[0].lower() + said[1:]}"
@@ -75,13 +85,16 @@ def _control(reading: Reading) -> str:
     mine = reading.provenance[STUDENT].get(OVERALL)
     theirs = reading.provenance[control].get(OVERALL)
     if mine is None or theirs is None or not (mine.routed.defined and theirs.routed.defined):
-        return f"{opening} Only what the student has beyond that can come from teaching."
+        return opening, "Only what the student has beyond that can come from teaching."
     gap = text.plural(round(100 * abs(mine.routed.value - theirs.routed.value)), "point")
     if mine.routed.low > theirs.routed.high:
-        return f"{opening} Only the {gap} between them speak for teaching; the rest is competence that any training gives."
+        return (
+            opening,
+            f"Only the {gap} between them speak for teaching; the rest is competence that any training gives.",
+        )
     if mine.routed.high < theirs.routed.low:
-        return f"{opening} That is {gap} more than the student: closeness says nothing about origin here."
-    return f"{opening} The two intervals overlap, so closeness says nothing about origin here."
+        return opening, f"That is {gap} more than the student: closeness says nothing about origin here."
+    return opening, "The two intervals overlap, so closeness says nothing about origin here."
 
 
 # -- caps -----------------------------------------------------------------------------------------------------------------
@@ -97,12 +110,14 @@ def caps_answer(reading: Reading) -> Answer:
     told = sum(c.recovery.defined for c in domains.values())
     if overall is not None and overall.recovery.defined:
         figure, note = text.ratio(overall.recovery), f"of the headroom of {text.plural(told, 'domain')} recovered"
-        sentence = f"Recovery {figure} of the headroom of {text.plural(told, 'domain')}: 0 is the base, 1 the best teacher."
+        sentence = (
+            f"Recovery {figure} of the headroom of {text.plural(told, 'domain')}: 0 is the base, 1 the best teacher."
+        )
     else:
         figure, note = text.UNKNOWN, "mean recovery"
         why = overall.recovery.note if overall is not None else "no overall finding was written"
         sentence = f"The mean recovery is unknown: {why}."
-    return Answer("caps", figure, note, f"{sentence} {_sides(domains)}".strip())
+    return Answer("caps", figure, note, sentence, _sides(domains))
 
 
 def _sides(domains: dict[str, Cap]) -> str:
@@ -127,17 +142,19 @@ def interference_answer(reading: Reading) -> Answer:
     forgotten = _forgetting(reading)
     if not told:
         empty = "No transfer between different domains was measured in this run."
-        return Answer("interference", text.UNKNOWN, "no transfer matrix", f"{empty} {forgotten}".strip())
+        return Answer("interference", text.UNKNOWN, "no transfer matrix", empty, forgotten)
     losses = [c for c in told if c.change.high < 0]
     gains = [c for c in told if c.change.low > 0]
     open_ = len(off) - len(losses) - len(gains)
     worst = min(told, key=lambda c: c.change.value)
-    sentence = (
+    lead = f"At worst {text.points(worst.change)}: {_pair(worst)}."
+    detail = (
         f"Of {text.plural(len(off), 'pair')} of different domains, training on one lowered the other in {len(losses)}, "
-        f"raised it in {len(gains)}, and {open_} cannot be told from no change. Worst: {_pair(worst)}, {text.points(worst.change)}."
+        f"raised it in {len(gains)}, and {open_} cannot be told from no change."
     )
-    figure_is = f"at worst: {_pair(worst)}"
-    return Answer("interference", text.points(worst.change), figure_is, sentence, forgotten)
+    return Answer(
+        "interference", text.points(worst.change), f"at worst: {_pair(worst)}", lead, f"{detail} {forgotten}".strip()
+    )
 
 
 def _pair(cell: Cell) -> str:

@@ -1,0 +1,1 @@
+"""Built-in plans, one TOML file each."""

@@ -1,0 +1,12 @@
+"""Published post-training recipes, one readable file each; `RECIPES` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mopd_diag.config import Budget, Stage
+from mopd_diag.recipes import mopd
+from mopd_diag.worlds.world import World
+
+RECIPES: dict[str, tuple[Callable[[World, Budget], tuple[Stage, ...]], str]] = {"mopd": (mopd.stages, mopd.SUMMARY)}
+"""Name → (stages of a world and a budget, one-line summary)."""

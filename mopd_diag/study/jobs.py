@@ -1,0 +1,213 @@
+"""The three things a worker process does for a study: train a stage, evaluate a model, trace its answers.
+
+Each job reads what earlier jobs left in the run directory and writes its own result whole; `done/NAME.json` marks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from mopd_diag.config import GRPOStage, MergeStage, MOPDStage, SeqKDStage, SFTStage, Stage
+from mopd_diag.engines.clock import MODEL_TIME
+from mopd_diag.engines.rollouts import Rollouts
+from mopd_diag.models.checkpoint import load_decoder, save_checkpoint
+from mopd_diag.models.decoder import Decoder, DecoderConfig
+from mopd_diag.models.tokenizer import Tokenizer, character_tokenizer
+from mopd_diag.runs.directory import RunDirectory, write_json, write_table
+from mopd_diag.seeds import seed_of
+from mopd_diag.study.resolve import Study, resolve_identity
+from mopd_diag.training.algorithm import Algorithm, Work
+from mopd_diag.training.distill import MOPD
+from mopd_diag.training.explore import answer
+from mopd_diag.training.grpo import GRPO
+from mopd_diag.training.loop import Progress, Schedule, TrainingState, train
+from mopd_diag.training.merge import average, task_arithmetic
+from mopd_diag.training.seqkd import SeqKD
+from mopd_diag.training.sft import SFT
+from mopd_diag.types import Item, Record
+
+JobKind = Literal["train", "evaluate", "trace"]
+GATE_ANSWERS = 256
+
+
+def content_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def done_path(run: Path, kind: JobKind, name: str) -> Path:
+    return run / "done" / f"{kind}-{name}.json"
+
+
+def run_job(run: Path, identity: dict[str, Any], kind: JobKind, name: str, since: float, progress: Progress) -> None:
+    """Do one job in this process and mark it done. `since` is the clock reading (time.time) at which the run began."""
+    study = resolve_identity(identity)
+    started, began, model_began = time.time() - since, time.perf_counter(), MODEL_TIME.seconds
+    work, algorithm, parents, extra = {"train": _train, "evaluate": _evaluate, "trace": _trace}[kind](RunDirectory(run), study, name, progress)
+    seconds = time.perf_counter() - began + extra.pop("seconds_before", 0.0)
+    seconds_model = MODEL_TIME.seconds - model_began + extra.pop("seconds_model_before", 0.0)
+    stage = study.stage(name) if kind == "train" else None
+    row = {
+        "stage": name if kind == "train" else f"{kind}:{name}",
+        "algorithm": algorithm, "parents": ",".join(parents),
+        "tokens_sampled": work.tokens_sampled, "tokens_trained": work.tokens_trained, "tokens_scored": work.tokens_scored,
+        "rollouts": work.rollouts, "flops": work.flops, "seconds": seconds, "seconds_model": seconds_model,
+        "started": started, "device": "cpu", "matched_to": stage.matched_to if stage else "", "matched_on": stage.matched_on if stage else "",
+    }  # fmt: skip
+    write_json(done_path(run, kind, name), {"ledger": row, **extra})
+
+
+Result = tuple[Work, str, tuple[str, ...], dict[str, Any]]
+
+
+# -- train ------------------------------------------------------------------------------------------------------------------
+
+
+def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
+    stage = study.stage(name)
+    tokenizer = character_tokenizer()
+    load = lambda model: load_decoder(run.path / "models" / model)  # noqa: E731
+    if isinstance(stage, MergeStage):
+        models = [load(m) for m in stage.models]
+        merged = average(models) if stage.method == "average" else task_arithmetic(load(stage.start), models, stage.scale)
+        save_checkpoint(merged, tokenizer, run.path / "models" / name)
+        return Work(), stage.algorithm, stage.parents, {}
+    model = _fresh(study, tokenizer) if stage.start is None else load(stage.start)
+    algorithm = _algorithm(stage, study, tokenizer, {t: load(t) for t in stage.teachers_used})
+    schedule = Schedule(stage.steps, stage.learning_rate, stage.warmup, getattr(stage, "decay", 0))
+    saved = run.path / "saved" / f"{name}.safetensors"
+    before = (0.0, 0.0)
+
+    def watched(step: int, steps: int, metrics: dict[str, float]) -> None:
+        progress(step, steps, metrics)
+
+    began, model_began = time.perf_counter(), MODEL_TIME.seconds
+    extend = _gate(stage, study, tokenizer) if isinstance(stage, SFTStage) and stage.gate else None
+    state = train(model, algorithm, schedule, saved=saved, progress=watched, extend=extend)
+    before = (state.seconds - (time.perf_counter() - began), state.seconds_model - (MODEL_TIME.seconds - model_began))
+    write_table(run.path / "metrics" / f"{name}.parquet", pd.DataFrame(state.log))
+    save_checkpoint(model, tokenizer, run.path / "models" / name)
+    saved.unlink(missing_ok=True)
+    extra = {"steps": state.step, **state.extra, "seconds_before": max(0.0, before[0]), "seconds_model_before": max(0.0, before[1])}
+    return state.work, stage.algorithm, stage.parents, extra
+
+
+def _fresh(study: Study, tokenizer: Tokenizer) -> Decoder:
+    c = study.plan.model
+    config = DecoderConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=c.hidden, num_hidden_layers=c.layers, num_attention_heads=c.heads,
+        num_key_value_heads=c.key_value_heads, head_dim=c.head_width, intermediate_size=c.feed_forward, qk_norm=c.architecture == "qwen3",
+    )  # fmt: skip
+    return Decoder.fresh(config, torch.Generator().manual_seed(seed_of(study.plan.seed, "weights")), c.init_std)
+
+
+def _algorithm(stage: Stage, study: Study, tokenizer: Tokenizer, teachers: Mapping[str, Decoder]) -> Algorithm:
+    shared = (tokenizer, study.world, study.domains(stage), study.plan.seed)
+    match stage:
+        case SFTStage():
+            return SFT(stage, *shared)
+        case GRPOStage():
+            return GRPO(stage, *shared)
+        case MOPDStage():
+            return MOPD(stage, *shared, teachers)
+        case SeqKDStage():
+            return SeqKD(stage, *shared, teachers)
+    raise AssertionError(f"no algorithm for {stage!r}")
+
+
+def _gate(stage: SFTStage, study: Study, tokenizer: Tokenizer):  # noqa: ANN202
+    """Asks for another fifth of the training while some domain is sampled right less often than the gate's low end."""
+    low, _ = stage.gate or (0.0, 1.0)
+
+    def extend(model: Decoder, state: TrainingState) -> int:
+        rounds = int(state.extra.get("rounds", 0))
+        accuracy = {}
+        for domain in study.domains(stage):
+            address = (study.plan.seed, stage.name, "gate", rounds)
+            items = study.world.draw_batch([domain], GATE_ANSWERS, address)
+            answers = answer(model, tokenizer, study.world, items, seed=seed_of(*address, domain))
+            state.work += answers.work
+            accuracy[domain] = sum(answers.scores) / len(answers.scores)
+        state.extra |= {"rounds": rounds + 1, "gate_accuracy": accuracy}
+        # Before the decay a model samples worse than after it; four fifths of the gate is what that costs.
+        behind = min(accuracy.values()) < 0.8 * low and rounds < stage.extensions
+        return stage.steps // 5 if behind else 0
+
+    return extend
+
+
+# -- evaluate -----------------------------------------------------------------------------------------------------------------
+
+
+def evaluation_items(study: Study, domain: str) -> list[Item]:
+    """The held-out items of a domain; the same for every model of the study."""
+    return study.world.evaluation_items(domain, study.plan.evaluation.items, (study.plan.seed, "evaluation"))
+
+
+def _evaluate(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
+    model, tokenizer = load_decoder(run.path / "models" / name), character_tokenizer()
+    settings, work, records = study.plan.evaluation, Work(), []
+    n = settings.samples if settings.temperature > 0 else 1
+    for done, domain in enumerate(study.world.domains, 1):
+        seed = seed_of(study.plan.seed, "evaluation", name, domain)
+        items = evaluation_items(study, domain)
+        answers = answer(model, tokenizer, study.world, items, seed=seed, n=n, temperature=settings.temperature)
+        work += answers.work
+        tokens = answers.rollouts.own_NL.sum(1).tolist()
+        finished = answers.rollouts.finished_N.tolist()
+        for row, item in enumerate(answers.items):
+            records.append(
+                Record(
+                    name, domain, item.item_id, content_hash(item.prompt), content_hash(item.target), row % n, item.prompt,
+                    answers.texts[row], answers.scores[row], tokens[row], not finished[row],
+                )
+            )  # fmt: skip
+        progress(done, len(study.world.domains), {"reward": sum(answers.scores) / len(answers.scores)})
+    run.write_records(name, records)
+    return work, "evaluate", (name,), {}
+
+
+# -- trace --------------------------------------------------------------------------------------------------------------------
+
+
+def _trace(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
+    """Score the model's first sampled answer to each traced item under the whole cast and attribute it."""
+    from mopd_diag.diagnostics.attribution import attribute
+    from mopd_diag.engines.scoring import score
+
+    tokenizer = character_tokenizer()
+    teachers = list(study.teachers())
+    records = run.records(name)
+    chosen = records[(records["sample"] == 0)].groupby("domain", sort=False).head(study.plan.diagnosis.attribution_items).reset_index(drop=True)
+    rollouts = retokenize(chosen, tokenizer, study)
+    models = {m: load_decoder(run.path / "models" / m) for m in dict.fromkeys((name, "base", *teachers))}
+    scored = score(rollouts, models, name, teachers)
+    progress(1, 2, {})
+    tokens = pd.DataFrame({"token_id": scored.token_T, "token": [tokenizer.token(int(t)) for t in scored.token_T]})
+    attribution = attribute(scored.evidence, chosen, tokens, routed=study.route())
+    write_table(run.trace_path(name), attribution.tokens)
+    write_table(run.path / "attribution" / f"{name}.parquet", attribution.answers)
+    progress(2, 2, {})
+    return Work(tokens_scored=scored.tokens_scored, flops=scored.flops), "trace", (name, "base", *teachers), {}
+
+
+def retokenize(records: pd.DataFrame, tokenizer: Tokenizer, study: Study) -> Rollouts:
+    """Recorded answers as rollouts: the end-of-sequence put back where an answer ended by itself, the world's replies not own."""
+    from mopd_diag.engines.rollouts import pack
+
+    prompts = tokenizer.encode_all(records["prompt"].tolist())
+    answers = tokenizer.encode_all(records["response"].tolist())
+    answers = [a if cut else [*a, tokenizer.eos_id] for a, cut in zip(answers, records["truncated"], strict=True)]
+    rollouts = pack(prompts, answers, tokenizer.pad_id)
+    targets = {i.item_id: i.target for d in study.world.domains for i in evaluation_items(study, d)}
+    for row, record in enumerate(records.itertuples()):
+        item = Item(record.item_id, record.domain, record.prompt, targets[record.item_id])
+        for start, end in study.world.world_spans(item, record.response):  # one token a character
+            rollouts.own_NL[row, len(prompts[row]) + start : len(prompts[row]) + end] = False
+    return rollouts

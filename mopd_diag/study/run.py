@@ -1,0 +1,202 @@
+"""Run a study in a directory: what is done stays done, what is missing is made, then it is diagnosed and reported."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mopd_diag.config import GRPOStage, MOPDStage, SeqKDStage, SFTStage
+from mopd_diag.errors import ResourceError, RunDirectoryError
+from mopd_diag.runs.directory import LEDGER_COLUMNS, SCHEMA, RunDirectory, write_json, write_table
+from mopd_diag.runs.progress import RunProgress
+from mopd_diag.runs.scheduler import Job, run_jobs
+from mopd_diag.study.preflight import check_fit, memory_bytes
+from mopd_diag.study.resolve import Study
+
+PACKAGES = ("mopd-diag", "torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "tokenizers", "safetensors")
+
+
+def call_job(*arguments: Any) -> None:
+    """The function that worker processes import; torch is loaded there, not in the parent."""
+    from mopd_diag.study.jobs import run_job
+
+    run_job(*arguments)
+
+
+def run_study(study: Study, out: Path, *, workers: int | None = None, console: Any = None) -> RunDirectory:
+    """Train, evaluate, trace, diagnose and report; a repeated call goes on where the last one stopped.
+
+    Raises RunDirectoryError when `out` belongs to another plan or is in use, BadInput or ResourceError when it cannot fit.
+    """
+    check_fit(study, out)
+    identity = study.identity()
+    run = claim(out, study, identity)
+    with _lock(run.path):
+        jobs = [j for j in make_jobs(run.path, study, identity) if not is_done(run.path, study, j.name)]
+        if console is not None and len(jobs) < len(_job_names(study)):
+            console.print(f"[dim]{run.path}: going on, {len(_job_names(study)) - len(jobs)} of {len(_job_names(study))} jobs are done[/]")
+        with RunProgress(console, sum(j.weight for j in jobs)) as watcher:
+            run_jobs(jobs, workers or os.cpu_count() or 1, watcher)
+        finish(run, study)
+    return run
+
+
+# -- the directory ------------------------------------------------------------------------------------------------------------
+
+
+def claim(out: Path, study: Study, identity: dict[str, Any]) -> RunDirectory:
+    """The run directory for this study: a new one with its manifest, or the one that is there when it is of the same plan."""
+    run = RunDirectory(out)
+    if out.is_file():
+        raise RunDirectoryError(f"{out} is a file, expected a directory for the run; choose another --out")
+    if (out / "manifest.json").exists():
+        found = run.manifest()["identity"]
+        if found != identity:
+            raise RunDirectoryError(f"{out} belongs to another run ({_difference(found, identity)}); choose another --out or repeat that run")
+        return run
+    if out.is_dir() and any(out.iterdir()):
+        raise RunDirectoryError(f"{out} is not empty and holds no run; choose another --out")
+    manifest = {
+        "schema": SCHEMA,
+        "identity": identity,
+        "plan": identity["plan"],
+        "stages": identity["stages"],
+        "models": study.roles,
+        "route": study.route(),
+        "sequence": study.sequence(),
+        "control": study.control(),
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "git": _revision(),
+        "seeds": [study.plan.seed],
+        "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count(), "memory_bytes": memory_bytes()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(out / "manifest.json", manifest)
+    return run
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first setting in which two identities differ, in words."""
+    for key in ("name", "seed", "budget", "world"):
+        a, b = found["plan"].get(key), wanted["plan"].get(key)
+        if a != b:
+            return f"its {key} is {json.dumps(a)}, this one's is {json.dumps(b)}"
+    return "its settings differ"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _revision() -> str:
+    """Revision of the source tree this package runs from; empty when it is installed."""
+    folder = Path(__file__).parent
+    asked = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process a run directory; the lock goes with the process, however it ends."""
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunDirectoryError(f"{path} is in use by another process; wait for it or choose another --out") from None
+        yield
+
+
+# -- the jobs -----------------------------------------------------------------------------------------------------------------
+
+
+def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
+    """Train each stage after its parents, evaluate each model, trace the student and the teacher-free control."""
+    since = time.time() - _elapsed(run)
+    jobs = []
+    for stage in study.stages:
+        arguments = (run, identity, "train", stage.name, since)
+        jobs.append(Job(f"train-{stage.name}", call_job, arguments, tuple(f"train-{p}" for p in stage.parents), _weight(stage)))
+        jobs.append(Job(f"evaluate-{stage.name}", call_job, (run, identity, "evaluate", stage.name, since), (f"train-{stage.name}",), 20.0))
+    teachers = tuple(f"train-{t}" for t in study.teachers())
+    for name in traced(study):
+        jobs.append(Job(f"trace-{name}", call_job, (run, identity, "trace", name, since), (f"evaluate-{name}", "train-base", *teachers), 10.0))
+    return jobs
+
+
+def traced(study: Study) -> list[str]:
+    """The models whose answers are attributed: the student, and the control that never saw a teacher."""
+    if not study.teachers():
+        return []
+    return [n for n in ("student", study.control()) if n in study.roles]
+
+
+def _job_names(study: Study) -> list[str]:
+    return [f"{kind}-{s.name}" for s in study.stages for kind in ("train", "evaluate")] + [f"trace-{n}" for n in traced(study)]
+
+
+def _weight(stage: Any) -> float:
+    """Expected work, in rows passed through a model."""
+    match stage:
+        case GRPOStage():
+            return stage.steps * stage.prompts * stage.group / 1000
+        case MOPDStage():
+            return stage.steps * stage.prompts * stage.group * 3 / 1000
+        case SFTStage() | SeqKDStage():
+            return stage.steps * stage.batch * 2 / 1000
+    return 1.0
+
+
+def is_done(run: Path, study: Study, job: str) -> bool:
+    """A job is done when its mark is there and what it made can still be found."""
+    kind, _, name = job.partition("-")
+    product = {"train": f"models/{name}/model.safetensors", "evaluate": f"records/{name}.parquet", "trace": f"traces/{name}.parquet"}
+    return (run / "done" / f"{job}.json").is_file() and (run / product[kind]).is_file()
+
+
+def _elapsed(run: Path) -> float:
+    """Seconds that earlier calls have put into this run."""
+    rows = [json.loads(p.read_text())["ledger"] for p in (run / "done").glob("*.json")]
+    return max((r["started"] + r["seconds"] for r in rows), default=0.0)
+
+
+# -- the end ------------------------------------------------------------------------------------------------------------------
+
+
+def ledger(run: RunDirectory) -> pd.DataFrame:
+    """The ledger so far, from the jobs that are done, in the order in which they began."""
+    rows = [json.loads(p.read_text())["ledger"] for p in sorted((run.path / "done").glob("*.json"))]
+    return pd.DataFrame(rows, columns=LEDGER_COLUMNS).sort_values("started", ignore_index=True)
+
+
+def finish(run: RunDirectory, study: Study) -> None:
+    """Ledger, findings, report."""
+    from mopd_diag.diagnostics.study import diagnose
+    from mopd_diag.reporting.report import write_report
+
+    write_table(run.path / "ledger.parquet", ledger(run))
+    run.write_findings(diagnose(run))
+    try:
+        write_report(run)
+    except OSError as error:
+        raise ResourceError(f"{run.path}: the report cannot be written ({error.strerror}); free some space and repeat the command") from error

@@ -1,0 +1,1 @@
+"""Training: one algorithm a file over one shared loop."""
