@@ -261,11 +261,16 @@ def _interference() -> list[Finding]:
         (CONTROL, 0.02, 0.09),
         ("rival-sequential-rl", 0.42, 0.50),
     ):
-        findings.append(Finding(f"forgetting-{model}", "interference", f"{model}/forgetting",
-                                "forgets" if forgetting > 0.1 else "none", "warning" if forgetting > 0.1 else "info",
-                                _interval(forgetting, 0.04, "difference"), {"measure": "forgetting", "model": model, "domain": "addition"}))  # fmt: skip
-        findings.append(Finding(f"regret-{model}", "interference", f"{model}/regret", "measured", "info",
-                                _interval(regret, 0.05, "difference"), {"measure": "regret", "model": model, "domain": "stack"}))  # fmt: skip
+        verdict, severity = ("forgets", "warning") if forgetting > 0.1 else ("none", "info")
+        lost, behind = _interval(forgetting, 0.04, "difference"), _interval(regret, 0.05, "difference")
+        where = {"measure": "forgetting", "model": model, "domain": "addition"}
+        findings.append(
+            Finding(f"forgetting-{model}", "interference", f"{model}/forgetting", verdict, severity, lost, where)
+        )
+        where = {"measure": "regret", "model": model, "domain": "stack"}
+        findings.append(
+            Finding(f"regret-{model}", "interference", f"{model}/regret", "measured", "info", behind, where)
+        )
     return findings
 
 

@@ -212,27 +212,22 @@ def test_failed_save_leaves_the_old_checkpoint(fails: str, tmp_path: Path, monke
         elif fails == "tokenizer":
             patch.setattr(type(TOKENIZER), "save", full_disk)
         else:
-            replace = os.replace
-            refused = lambda source, target: full_disk() if Path(target) == folder and "." in Path(source).name else replace(source, target)  # noqa: E501, E731
-            patch.setattr(os, "replace", _once(refused, replace))
+            patch.setattr(os, "replace", _refuse_once(os.replace, folder))
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(decoder(seed=2), TOKENIZER, folder)
     assert torch.equal(load_decoder(folder).embed, old.embed)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def _once(first: Callable, then: Callable) -> Callable:
-    """Fail the first time the new folder is put in place; let what puts the old one back through."""
-    failed = []
+def _refuse_once(replace: Callable, folder: Path) -> Callable:
+    """Fail the first time something is put in the folder's place; what then puts the old one back gets through."""
+    refused = []
 
-    def call(source: object, target: object) -> object:
-        if failed:
-            return then(source, target)
-        try:
-            return first(source, target)
-        except OSError:
-            failed.append(True)
-            raise
+    def call(source: Path, target: Path) -> None:
+        if Path(target) == folder and not refused:
+            refused.append(source)
+            full_disk()
+        replace(source, target)
 
     return call
 

@@ -65,12 +65,17 @@ def gradients_hf(model: Decoder) -> dict[str, Tensor]:
 
 
 def assert_same_gradients(model: Decoder, twin: torch.nn.Module, rtol: float = 2e-5) -> None:
-    """Every parameter's gradient agrees, measured against the largest entry of that gradient."""
+    """Every parameter's gradient agrees, measured against the largest entry of that gradient.
+
+    But for one row: `transformers` gives the pad token's input embedding no gradient, and a random student samples it.
+    """
     ours = gradients_hf(model)
     theirs = {name: p.grad for name, p in twin.named_parameters()}
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         assert theirs[name] is not None, name
+        if name == "model.embed_tokens.weight":
+            gradient[TOKENIZER.pad_id] = theirs[name][TOKENIZER.pad_id]
         scale = float(theirs[name].abs().max())
         assert scale > 0, f"{name} has no gradient: the comparison would be empty"
         error = float((gradient - theirs[name]).abs().max())

@@ -95,7 +95,6 @@ class _Stepper:
             block.values = block.values.index_select(0, rows)
 
 
-@torch.inference_mode()
 def sample(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -124,7 +123,6 @@ def sample(
         raise ValueError(f"temperature {temperature} needs to be 0, or positive with a generator")
     if not prompts or min(len(p) for p in prompts) == 0:
         raise ValueError("every prompt needs at least one token")
-    c: DecoderConfig = model.config
     device = model.embed.device
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     width, steps = max(len(p) for p in prompts), max(limits)

@@ -1,8 +1,9 @@
-"""Choosing the best of several models without believing its luck: choose on one half of the samples, score on the other.
+"""The best of several models without believing its luck: choose on one half of the samples, score on the other.
 
-The best of twelve equal models looks better than it is (the winner's curse). Each half chooses for the other, and the two scores are
-put together. Items with one sample only are split by item instead. What remains: with very many samples the halves share
-the luck of the items, so that the best of a dozen *equal* models is still up to about one point too high (`docs/statistics.md`).
+The best of twelve equal models looks better than it is (the winner's curse). Each half chooses for the other, and the
+two scores are put together. Items with one sample only are split by item instead. What remains: with very many samples
+the halves share the luck of the items, so that the best of a dozen *equal* models is still up to about one point too
+high (`tests/test_caps.py`).
 
 Axis letters: I items, S samples, M models, F = 2 halves.
 """
@@ -24,9 +25,9 @@ from mopd_diag.estimators.statistics import item_means
 class Best:
     """The best of several models on one set of items.
 
-    `column_I`: item scores of the models chosen by the respective other half; on average at most the true best model's, hence a
-    lower bound of the cap. `chosen`: the model each half chose. `index`: the best on all samples; `whole_I`: its item means,
-    on average at least the true best model's mean, hence an upper bound of the cap.
+    `column_I`: item scores of the models chosen by the respective other half; on average at most the true best model's,
+    hence a lower bound of the cap. `chosen`: the model each half chose. `index`: the best on all samples; `whole_I`:
+    its item means, on average at least the true best model's mean, hence an upper bound of the cap.
     """
 
     column_I: Floats
@@ -37,10 +38,11 @@ class Best:
 
 @dataclass(frozen=True, eq=False)
 class Shortfall:
-    """How far a model is behind the best reference in its worst domain: domain and reference chosen on one half, measured on the other.
+    """How far a model is behind the best reference in its worst domain: domain and reference chosen on one half,
+    measured on the other.
 
-    `domains` and `references`: what each half chose. `columns`: for each half, item-level (reference − model) of the other half in
-    that domain, I of it; NaN where that half holds no sample of an item.
+    `domains` and `references`: what each half chose. `columns`: for each half's choice, I × 2 item scores (model,
+    reference) on the other half; only the items of which that half has samples.
     """
 
     domains: tuple[int, int]
@@ -63,8 +65,9 @@ def as_items_by_samples(scores: npt.ArrayLike) -> Floats:
 def halves(scores_MIS: Sequence[npt.ArrayLike], *, seed: int = 0) -> tuple[Floats, Floats]:
     """Sums and counts (each F × M × I) of every item's scores in two halves of the samples, even and odd ones.
 
-    When some item has fewer than two samples under some model, the halves are two random halves of the items (the same for all
-    models). `scores_MIS`: M arrays I × S; the numbers of samples may differ. Raises BadInput when the items differ in number.
+    When some item has fewer than two samples under some model, the halves are two random halves of the items (the same
+    for all models). `scores_MIS`: M arrays I × S; the numbers of samples may differ. Raises BadInput when the items
+    differ in number.
     """
     models = [as_items_by_samples(s) for s in scores_MIS]
     if len({len(m) for m in models}) != 1:
@@ -81,7 +84,8 @@ def halves(scores_MIS: Sequence[npt.ArrayLike], *, seed: int = 0) -> tuple[Float
 
 
 def best_of(scores_MIS: Sequence[npt.ArrayLike], *, seed: int = 0) -> Best:
-    """The best of M models by mean over items; ties go to the earlier one. Raises BadInput for no models or unequal items."""
+    """The best of M models by mean over items; ties go to the earlier one. Raises BadInput for no models or unequal
+    items."""
     if not len(scores_MIS):
         raise BadInput("no models to choose from")
     sums, counts = halves(scores_MIS, seed=seed)
@@ -108,11 +112,11 @@ def worst_shortfall(domains: Sequence[tuple[npt.ArrayLike, Sequence[npt.ArrayLik
             leaders.append(int(means[1:].argmax()))
             behind.append(means[1:].max() - means[0])
         worst = int(np.argmax(behind))
-        sums, counts = (x[1 - half] for x in halved[worst])
-        scores = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+        sums, counts = (x[1 - half][[0, 1 + leaders[worst]]] for x in halved[worst])
+        held = (counts > 0).all(0)
         picks.append(worst)
         references.append(leaders[worst])
-        columns.append(scores[1 + leaders[worst]] - scores[0])
+        columns.append((sums[:, held] / counts[:, held]).T)
     return Shortfall((picks[0], picks[1]), (references[0], references[1]), (columns[0], columns[1]))
 
 
@@ -123,5 +127,5 @@ def _leaders(sums: Floats, counts: Floats) -> tuple[int, int]:
 
 def _means(sums_MI: Floats, counts_MI: Floats) -> Floats:
     """Mean over the items that a half holds, each item weighing the same: M."""
-    scores = np.divide(sums_MI, counts_MI, out=np.full(sums_MI.shape, np.nan), where=counts_MI > 0)
-    return np.nanmean(scores, axis=1)
+    scores = np.divide(sums_MI, counts_MI, out=np.zeros(sums_MI.shape), where=counts_MI > 0)
+    return scores.sum(1) / np.maximum((counts_MI > 0).sum(1), 1)

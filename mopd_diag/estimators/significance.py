@@ -5,7 +5,6 @@ Axis letters: I items, C clusters, K distinct magnitudes, R permutations, N hypo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,19 @@ import numpy.typing as npt
 from scipy import stats
 
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.bootstrap import CHUNK, REPLICATES, Floats
+from mopd_diag.estimators.bootstrap import CHUNK, REPLICATES, Clusters, Floats, Seed
 
 
 def permutation_test(
-    differences_I: npt.ArrayLike, *, clusters: Sequence[object] | npt.NDArray[Any] | None = None,
-    seed: int | Sequence[int] = 0, permutations: int = REPLICATES,
+    differences_I: npt.ArrayLike, *, clusters: Clusters | None = None,
+    seed: Seed = 0, permutations: int = REPLICATES,
 ) -> float:  # fmt: skip
     """Two-sided p-value that paired differences are symmetric around 0, by flipping the signs of items (Fisher 1935).
 
-    With `clusters` (I ids) the items of a cluster flip together. (1 + b) / (1 + permutations), b counting the flips whose mean is
-    at least as far from 0 as the measured one, so that p is never 0 and the test keeps its level at any number of permutations.
-    NaN for fewer than 2 items; 1 when nothing differs. Raises BadInput for values that are not finite.
+    With `clusters` (I ids) the items of a cluster flip together. (1 + b) / (1 + permutations), b counting the flips
+    whose mean is at least as far from 0 as the measured one, so that p is never 0 and the test keeps its level at any
+    number of permutations. NaN for fewer than 2 items; 1 when nothing differs. Raises BadInput for values that are not
+    finite.
     """
     differences = np.asarray(differences_I, dtype=float)
     if differences.ndim != 1 or not np.isfinite(differences).all():
@@ -48,17 +48,20 @@ def permutation_test(
 
 
 def mcnemar_exact(won: int, lost: int) -> float:
-    """Exact two-sided McNemar test: binomial p-value of `won` among the `won + lost` items that changed; 1 when none changed."""
+    """Exact two-sided McNemar test: binomial p-value of `won` among the `won + lost` items that changed; 1 when none
+    changed."""
     return float(stats.binomtest(int(won), int(won + lost), 0.5).pvalue) if won + lost else 1.0
 
 
 def holm(p_values_N: npt.ArrayLike) -> Floats:
-    """Adjusted p-values that keep the family-wise error rate (Holm 1979). NaN stays NaN and does not count as a hypothesis."""
+    """Adjusted p-values that keep the family-wise error rate (Holm 1979). NaN stays NaN and does not count as a
+    hypothesis."""
     return _adjusted(p_values_N, lambda p, rank: np.maximum.accumulate(p * (len(p) - rank)))
 
 
 def benjamini_hochberg(p_values_N: npt.ArrayLike) -> Floats:
-    """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995). NaN stays NaN and does not count."""
+    """Adjusted p-values that keep the false discovery rate (Benjamini & Hochberg 1995). NaN stays NaN and does not
+    count."""
     return _adjusted(p_values_N, lambda p, rank: np.minimum.accumulate((p * len(p) / (rank + 1))[::-1])[::-1])
 
 

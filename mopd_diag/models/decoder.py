@@ -151,7 +151,8 @@ class Decoder(nn.Module):
         """Rotary angles of the first `length` positions; grows the table when a longer text arrives."""
         if length > self.rotary_PE.shape[0] or self.rotary_PE.device != device:
             size = max(length, self.rotary_PE.shape[0])
-            self.rotary_PE = rotary(size, self.config.head_dim, self.config.rope_theta, device)
+            with torch.inference_mode(False):  # the sampler may be the one that asks; training reads the same table
+                self.rotary_PE = rotary(size, self.config.head_dim, self.config.rope_theta, device)
         return self.rotary_PE[:length]
 
     def hidden(self, ids_NL: Tensor) -> Tensor:

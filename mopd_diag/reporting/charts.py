@@ -19,6 +19,7 @@ from mopd_diag.types import Estimate
 FONT = "-apple-system, BlinkMacSystemFont, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', Arial, sans-serif"
 OVERALL = "overall"
 ROW = 19
+LABEL = 170  # pixels at which a label is cut off
 LETTER = 6.2  # pixels of one letter of a label, on the wide side: fonts differ between machines
 PASS_THROUGH: Any = None  # a scale of None paints the column's own colours
 
@@ -29,7 +30,7 @@ def dressed(chart: alt.TopLevelMixin, look: Look, *, fit: int | None = None) -> 
         chart = chart.properties(width=fit, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
     axis = {
         "labelColor": look.muted, "titleColor": look.muted, "gridColor": look.faint, "domain": False, "ticks": False,
-        "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelPadding": 6, "labelLimit": 170, "titlePadding": 8,
+        "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelPadding": 6, "labelLimit": LABEL, "titlePadding": 8,
     }  # fmt: skip
     return chart.configure(
         background="transparent", font=FONT, padding=2, view={"stroke": None}, axis=axis,
@@ -46,8 +47,8 @@ def frame_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def room(names: Iterable[str]) -> int:
-    """Pixels that the longest of some labels needs."""
-    return round(8 + LETTER * max((len(n) for n in names), default=0))
+    """Pixels that the longest of some labels needs; beyond `LABEL` it is cut off with an ellipsis."""
+    return round(min(LABEL, 8 + LETTER * max((len(n) for n in names), default=0)))
 
 
 def _bounds(e: Estimate) -> dict[str, float]:
@@ -80,7 +81,7 @@ def _accuracy_panel(
     look: Look,
     width: int,
     labelled: bool,
-) -> alt.LayerChart:
+) -> alt.LayerChart | alt.FacetChart:
     rows = []
     for model in models:
         e = accuracy[model].get(domain)
@@ -114,7 +115,9 @@ def _accuracy_panel(
         layers.insert(0, reference.encode(x="at:Q"))
     routed = cast.routed(domain)
     under = "every domain weighs alike" if domain == OVERALL else f"taught by {routed}" if routed else "no teacher"
-    title = alt.TitleParams("all domains" if domain == OVERALL else text.visible(domain), subtitle=text.visible(under))
+    title = alt.TitleParams(
+        "all domains" if domain == OVERALL else text.visible(domain), subtitle=text.visible(under), limit=width
+    )
     return alt.layer(*layers, title=title).properties(width=width, height=ROW * len(models))
 
 
@@ -156,11 +159,9 @@ def recovery_chart(recoveries: Mapping[str, Estimate], look: Look = LIGHT, *, wi
 
 
 def _recovery_row(domain: str, e: Estimate, look: Look, low: float, high: float) -> dict[str, Any]:
-    bounds = (
-        {k: min(max(v, low), high) for k, v in _bounds(e).items()}
-        if e.defined
-        else dict.fromkeys(("value", "low", "high"))
-    )
+    bounds: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
+    if e.defined:
+        bounds = {k: min(max(v, low), high) for k, v in _bounds(e).items()}
     reason = "" if e.defined else f": {e.note or 'no reason was recorded'}"
     return {
         "domain": "all domains" if domain == OVERALL else domain, **bounds, "text": text.ratio(e),
@@ -170,18 +171,18 @@ def _recovery_row(domain: str, e: Estimate, look: Look, low: float, high: float)
 
 
 def transfer_chart(
-    cells: Sequence[tuple[str, str, Estimate]], look: Look = LIGHT, *, width: int = 370
+    cells: Sequence[tuple[str, str, Estimate, bool]], look: Look = LIGHT, *, width: int = 370
 ) -> alt.TopLevelMixin:
     """What training on one domain did to another, against the base: a heat map with the points printed in the cells.
 
-    Colour says the sign and its depth the size; a number in brackets has an interval that covers 0.
+    `cells`: trained on, evaluated on, change, and whether it is surely a change. Colour says the sign and its depth the size; a
+    number in brackets is not surely a change.
     """
     trained = list(dict.fromkeys(c[0] for c in cells))
     evaluated = list(dict.fromkeys(c[1] for c in cells))
-    largest = max([0.01, *(abs(e.value) for _, _, e in cells if e.defined)])
+    largest = max([0.01, *(abs(e.value) for _, _, e, _ in cells if e.defined)])
     rows = []
-    for row, column, e in cells:
-        sure = e.defined and (e.low > 0 or e.high < 0)
+    for row, column, e, sure in cells:
         number = text.points(e, unit=False).split(" ")[0]
         rows.append({
             "trained": row, "evaluated": column, "colour": look.gain if e.defined and e.value > 0 else look.loss,
@@ -189,9 +190,11 @@ def transfer_chart(
             "text": number if sure else "?" if not e.defined else f"({number})", "ink": look.ink if sure else look.muted,
             "about": f"trained on {row}, evaluated on {column}: {text.points(e)}{'' if e.defined else ': ' + e.note}",
         })  # fmt: skip
+    level = len(evaluated) <= 5
+    cell = int((width - 30 - room(trained)) / max(1, len(evaluated))) - 4
     base = alt.Chart(frame_of(rows)).encode(
         x=alt.X("evaluated:N", sort=[text.visible(c) for c in evaluated], title="evaluated on",
-                axis=alt.Axis(orient="top", labelAngle=0 if len(evaluated) <= 5 else -40)),
+                axis=alt.Axis(orient="top", labelAngle=0 if level else -40, labelLimit=cell if level else 90)),
         y=alt.Y("trained:N", sort=[text.visible(c) for c in trained], title="trained on", axis=alt.Axis(minExtent=room(trained))),
     )  # fmt: skip
     plates = base.mark_rect(stroke=look.card, strokeWidth=3, cornerRadius=5).encode(
@@ -250,7 +253,7 @@ def provenance_chart(
         tooltip="about:N",
         description="about:N",
     )
-    marks = base.mark_text(fontSize=10).encode(
+    marks = base.mark_text(fontSize=10, fontWeight=600).encode(
         x="middle:Q", text="mark:N", color=alt.Color("ink:N", scale=PASS_THROUGH, legend=None), tooltip="about:N"
     )
     return dressed(alt.layer(plates, marks).properties(height=ROW * len(bars)), look, fit=width)

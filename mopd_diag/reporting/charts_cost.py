@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from mopd_diag.reporting import text
-from mopd_diag.reporting.charts import PASS_THROUGH, ROW, dressed, frame_of, room
+from mopd_diag.reporting.charts import LABEL, PASS_THROUGH, ROW, dressed, frame_of, room
 from mopd_diag.reporting.look import LIGHT, ROLE_SHAPES, Cast, Look
 from mopd_diag.types import Estimate
 
@@ -89,7 +89,7 @@ def cost_chart(
         tooltip="about:N",
         description="about:N",
     )
-    names = alt.Chart(data).mark_text(align="left", fontSize=11, color=look.ink)
+    names = alt.Chart(data).mark_text(align="left", fontSize=11, color=look.ink, limit=LABEL)
     names = names.encode(
         x=alt.X("anchor:Q", scale=x_scale), y=alt.Y("seat:Q", scale=y_scale), text="label:N", tooltip="about:N"
     )
@@ -142,10 +142,11 @@ def timeline_chart(
     for stage in ledger.sort_values(["started", "stage"]).to_dict("records"):
         name, start, seconds = str(stage["stage"]), float(stage["started"]), float(stage["seconds"])
         inside = float(stage.get("seconds_model", 0.0) or 0.0)
+        share = text.percent(inside / seconds if seconds else 0.0)
         rows.append({
-            "stage": f"{name} ●" if name in critical else name, "start": start, "end": start + seconds, "model": start + min(inside, seconds),
-            "colour": look.colour(cast, name), "text": text.duration(seconds),
-            "about": f"{name}: {text.duration(seconds)}, {text.percent(inside / seconds if seconds else 0.0)} inside the model"
+            "stage": f"{name} ●" if name in critical else name, "start": start, "end": start + seconds,
+            "model": start + min(inside, seconds), "colour": look.colour(cast, name), "text": text.duration(seconds),
+            "about": f"{name}: {text.duration(seconds)}, {share} inside the model"
                      + (", on the critical path" if name in critical else ""),
         })  # fmt: skip
     order = [text.visible(str(r["stage"])) for r in rows]
@@ -194,6 +195,6 @@ def curves_chart(
         hue = look.colour(cast, stage)
         raw = alt.Chart(data).mark_line(strokeWidth=1, opacity=0.3, color=hue).encode(x=x, y=y)
         smooth = alt.Chart(data).mark_line(strokeWidth=2, color=hue).encode(x=x, y="smooth:Q")
-        title = alt.TitleParams(text.visible(stage), subtitle=CURVES[metric])
+        title = alt.TitleParams(text.visible(stage), subtitle=CURVES[metric], limit=inner)
         panels.append(alt.layer(raw, smooth, title=title).properties(width=inner, height=84))
     return dressed(alt.concat(*panels, columns=columns, spacing=18), look)

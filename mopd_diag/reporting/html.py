@@ -29,7 +29,7 @@ PHONE, HALF, WIDE = 340, 620, 1180  # widths in pixels at which charts are drawn
 CAPTIONS = {
     "provenance": "Shares of the answers, the student's above those of the teacher-free control (↳).",
     "caps": "Diamonds with 95% intervals; everything right of the second line is beyond the best teacher.",
-    "interference": "Percentage points against the base. Blue: better, orange: worse; in brackets: the interval covers 0.",
+    "interference": "Percentage points against the base. Blue: better, orange: worse; in brackets: not surely a change.",
 }
 
 
@@ -94,7 +94,7 @@ def _charts(view: View) -> dict[str, list[Picture]]:
     recoveries = {d: c.recovery for d, c in reading.caps.get(STUDENT, {}).items()}
     if recoveries:
         made["caps"] = pictures(lambda w: charts.recovery_chart(recoveries, CSS, width=w), [PHONE], "caps")
-    cells = [(c.trained_on, c.evaluated_on, c.change) for c in reading.cells]
+    cells = [(c.trained_on, c.evaluated_on, c.change, c.sure and c.change.defined) for c in reading.cells]
     if cells:
         made["interference"] = pictures(lambda w: charts.transfer_chart(cells, CSS, width=w), [PHONE], "transfer")
     models = [m for m in (STUDENT, *reading.controls[:1]) if m in reading.provenance]

@@ -1,14 +1,14 @@
 """The look: who is in the cast, in which order, and the one colour, shape and text mark each member has everywhere.
 
-Teachers have saturated, colour-blind safe hues (Okabe-Ito, darkened for white paper), the student is ink, the base is grey, rivals
-are muted. A `Look` is a theme: LIGHT and DARK hold literal colours (for the app), CSS holds variables of the stylesheet, so that
-one static SVG follows the reader's theme and the printer's.
+Teachers have saturated hues (Okabe-Ito's, shifted until the first six stay apart for colour-blind eyes on either paper),
+the student is ink, the base is grey, rivals are muted. A `Look` is a theme: LIGHT and DARK hold literal colours (for the
+app), CSS holds variables of the stylesheet, so that one static SVG follows the reader's theme and the printer's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 LABELS = {
@@ -35,21 +35,26 @@ class Cast:
     roles: Mapping[str, str]
     taught: Mapping[str, tuple[str, ...]]
     domains: tuple[str, ...]
+    route: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], models: Iterable[str] = (), domains: Iterable[str] = ()) -> Cast:
-        """From the manifest; `models` and `domains` met in the records and not named there come last."""
+        """From the manifest; `models` and `domains` met in the records and not named there come last.
+
+        Checkpoints on the way (role `checkpoint`, or a dot in the name) are no members of the cast.
+        """
         named: Mapping[str, Any] = manifest.get("models") or {}
         found = dict.fromkeys([*named, *models])
         roles = {m: str((named.get(m) or {}).get("role") or m.partition("-")[0]) for m in found}
-        roles = {m: r if r in ROLE_ORDER else "rival" for m, r in roles.items()}
-        order = sorted(found, key=lambda m: ROLE_ORDER.index(roles[m]))
+        roles = {m: r if r in ROLE_ORDER else "rival" for m, r in roles.items() if r != "checkpoint" and "." not in m}
+        order = sorted(roles, key=lambda m: ROLE_ORDER.index(roles[m]))
         world = (manifest.get("plan") or {}).get("world") or {}
         planned = world.get("domains") or [] if isinstance(world, Mapping) else []
         return cls(
             {m: roles[m] for m in order},
             {m: tuple((named.get(m) or {}).get("domains") or ()) for m in order},
             tuple(dict.fromkeys([*planned, *domains])),
+            manifest.get("route") or {},
         )
 
     def with_role(self, *roles: str) -> list[str]:
@@ -61,16 +66,18 @@ class Cast:
 
     def routed(self, domain: str) -> str | None:
         """The teacher to which the prompts of a domain are routed."""
-        return next((t for t in self.teachers if domain in self.taught[t]), None)
+        return self.route.get(domain) or next((t for t in self.teachers if domain in self.taught[t]), None)
 
     def member(self, label: str) -> str:
-        """The model a label names: `teacher:math`, `math` and `teacher-math` are one; other labels stay (`several:…` is `several`).
+        """The model a label names: `teacher:math`, `math` and `teacher-math` are one, and a checkpoint on the way is its model.
+
+        Other labels stay (`several:…` is `several`).
 
         >>> Cast({"teacher-math": "teacher"}, {}, ()).member("teacher:math")
         'teacher-math'
         """
         head, _, tail = label.partition(":")
-        for candidate in (label, f"{head}-{tail}", f"teacher-{label}"):
+        for candidate in (label, f"{head}-{tail}", f"teacher-{label}", label.partition(".")[0]):
             if candidate in self.roles:
                 return candidate
         return head if head in LABELS else label
@@ -142,14 +149,14 @@ class Look:
 LIGHT = Look(
     ink="#1a1d21", muted="#5c646e", faint="#e3e6ea", card="#ffffff", base="#8a929c", student="#1a1d21", control="#6b5b95",
     several="#9db4c8", existing="#c3c8ce", own="#a8323e", abstain="#e6e9ec", gain="#0072b2", loss="#c85200",
-    teachers=("#0072b2", "#d2691e", "#00875f", "#b3548c", "#7a6c00", "#4b3f9e", "#1c8a99", "#8c4a2f", "#5f7f1f", "#882255"),
+    teachers=("#1c77ba", "#ce7a0f", "#12875c", "#a63e7d", "#6c5a12", "#493f9e", "#1c8a99", "#8c4a2f", "#5f7f1f", "#882255"),
     rivals=("#7b6888", "#5b7f8c", "#98824c", "#a06a62", "#6f7f5c"),
 )  # fmt: skip
 
 DARK = Look(
     ink="#e8eaed", muted="#9ca5b0", faint="#2c323a", card="#1b1f25", base="#848d98", student="#f4f5f7", control="#b3a3da",
     several="#5f7d97", existing="#4b535d", own="#ef7f88", abstain="#343b44", gain="#4fa8e0", loss="#ee8d4a",
-    teachers=("#56b4e9", "#f0964e", "#35c493", "#e193c0", "#d6c64a", "#a79df0", "#5fcbd8", "#d99a7c", "#b1cf6c", "#dd7fa8"),
+    teachers=("#0486c1", "#ef9f4b", "#37c491", "#ea96c8", "#edde79", "#aaa0f4", "#5fcbd8", "#d99a7c", "#b1cf6c", "#dd7fa8"),
     rivals=("#b39fc2", "#8fb3c1", "#cdb77f", "#d19f97", "#a5b691"),
 )  # fmt: skip
 

@@ -32,6 +32,26 @@ def parents_of(value: Any) -> list[str]:
     return [str(p) for p in value] if isinstance(value, Iterable) else []
 
 
+SERVICES = {"evaluate": "evaluation", "trace": "tracing"}
+
+
+def line_of(stage: str) -> str:
+    """The line of the time table a stage belongs to: `rival.1-x` to `rival`, `evaluate:student` to `evaluation`.
+
+    >>> line_of("evaluate:student"), line_of("rival-sequential-rl.1-stack")
+    ('evaluation', 'rival-sequential-rl')
+    """
+    head, colon, _ = stage.partition(":")
+    return SERVICES.get(head, head) if colon else stage.partition(".")[0]
+
+
+def wall_seconds(ledger: pd.DataFrame) -> float:
+    """From the start of the run to the end of its last stage; NaN when starts were not counted."""
+    if ledger.empty or "started" not in ledger.columns:
+        return math.nan
+    return float((ledger["started"] + ledger["seconds"]).max())
+
+
 def family(ledger: pd.DataFrame) -> dict[str, list[str]]:
     """Each stage's parents that are stages themselves; a parent that is none, or a stage of its own line, is dropped."""
     stages = [str(s) for s in ledger["stage"]]

@@ -3,13 +3,16 @@
 Evidence keys that are used (all optional; what is missing is left out of the page):
 
 - `cap`, subject `MODEL/DOMAIN` or `MODEL/overall`, estimate = recovery: `base`, `student`, `best_teacher` (estimates as dicts),
-  `teacher` (name), `partition` (name -> number of items), `domains` (how many were averaged).
-- `interference`, a cell of the transfer matrix, estimate = change against the base: `trained_on`, `evaluated_on`, `model`.
-- `interference`, forgetting or regret of a path: `measure` (`forgetting`, `regret`, `backward_transfer`), `model`, `domain`.
+  `gap` (student − best teacher), `teacher` (name), `partition` (name -> number of items); verdict `below`, `at`, `above` or
+  `undetermined`. Of models other than `student` only the overall recovery is shown.
+- `interference`, a cell of the transfer matrix, estimate = change against the base: `trained_on` (domains joined by `+`),
+  `evaluated_on`, `own_domain`; verdict `harm`, `help`, `none` or `undetermined`.
+- `interference`, forgetting or regret of a path: `measure` (`forgetting`, `regret`, `backward_transfer`), `model`, `domain`;
+  positive is bad.
 - `attribution`, subject `MODEL/DOMAIN` or `MODEL/overall`, estimate = share of the answers given to the domain's own teacher:
   `shares` (label -> share), `baseline_routed`, `baseline_likelihood` (share, or a name). MODEL other than `student`: the control.
 - `failure`: `item_id`, `sample`, `pivot` (position), `model`.
-- any kind: `why` (or `reason`), a sentence in words.
+- any kind: `why` (or `reason`, `note`), a sentence in words.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from mopd_diag.types import Estimate, Finding
 OVERALL = "overall"
 STUDENT = "student"
 OPEN_VERDICTS = {"undetermined", "abstain", "abstained", "unknown", "inconclusive", "undefined"}
+HARM, HELP, SAME = "harm", "help", "none"
 MEASURES = ("forgetting", "regret", "backward_transfer")
 
 
@@ -36,6 +40,7 @@ class Cap:
     base: Estimate | None
     student: Estimate | None
     best: Estimate | None
+    gap: Estimate | None
     teacher: str | None
     partition: dict[str, int]
 
@@ -48,6 +53,16 @@ class Cell:
     trained_on: str
     evaluated_on: str
     change: Estimate
+
+    @property
+    def own(self) -> bool:
+        """Whether the domain is one of those trained on."""
+        return bool(self.finding.evidence.get("own_domain", self.evaluated_on in self.trained_on.split("+")))
+
+    @property
+    def sure(self) -> bool:
+        """Whether the verdict is a change, for worse or for better."""
+        return self.finding.verdict in (HARM, HELP)
 
 
 @dataclass(frozen=True)
@@ -99,21 +114,7 @@ class Reading:
         value = f.estimate or Estimate.undefined(reason_of(f))
         about_domain = domain == OVERALL or not domains or domain in domains
         if f.kind == "cap" and about_domain:
-            parts = {k: as_estimate(f.evidence.get(k)) for k in ("base", "student", "best_teacher")}
-            partition = f.evidence.get("partition")
-            counts = (
-                {str(k): int(v) for k, v in partition.items() if _number(v)} if isinstance(partition, Mapping) else {}
-            )
-            teacher = f.evidence.get("teacher")
-            self.caps.setdefault(model, {})[domain] = Cap(
-                f,
-                value,
-                parts["base"],
-                parts["student"],
-                parts["best_teacher"],
-                teacher if isinstance(teacher, str) else None,
-                counts,
-            )
+            self.caps.setdefault(model, {})[domain] = _cap(f, value)
         elif f.kind == "attribution" and about_domain:
             shares = f.evidence.get("shares")
             table = {str(k): float(v) for k, v in shares.items() if _number(v)} if isinstance(shares, Mapping) else {}
@@ -138,6 +139,14 @@ class Reading:
     def measure(self, name: str) -> dict[str, Measure]:
         """By model."""
         return {m.model: m for m in self.measures if m.name == name}
+
+
+def _cap(f: Finding, recovery: Estimate) -> Cap:
+    base, student, best, gap = (as_estimate(f.evidence.get(k)) for k in ("base", "student", "best_teacher", "gap"))
+    partition, teacher = f.evidence.get("partition"), f.evidence.get("teacher")
+    counts = partition.items() if isinstance(partition, Mapping) else ()
+    parts = {str(k): int(v) for k, v in counts if _number(v)}
+    return Cap(f, recovery, base, student, best, gap, teacher if isinstance(teacher, str) else None, parts)
 
 
 def split_subject(subject: str) -> tuple[str, str]:
@@ -172,8 +181,9 @@ def as_estimate(value: Any) -> Estimate | None:
         return value
     if not isinstance(value, Mapping) or not {"value", "low", "high"} <= value.keys():
         return None
-    known = {k: value[k] for k in Estimate.__dataclass_fields__ if k in value}
-    return Estimate(**{k: math.nan if v is None else v for k, v in known.items()})
+    known: dict[str, Any] = {k: value[k] for k in Estimate.__dataclass_fields__ if k in value}
+    known |= {k: math.nan for k, v in known.items() if v is None}
+    return Estimate(**known)
 
 
 def _number(value: Any) -> bool:

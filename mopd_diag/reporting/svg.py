@@ -16,7 +16,16 @@ import vl_convert
 from markupsafe import Markup
 
 _SVG = "http://www.w3.org/2000/svg"
-_DROPPED = {"role", "aria-roledescription", "aria-hidden", "aria-label", "pointer-events", "xlink:href", "href"}
+_DROPPED = {
+    "style",
+    "role",
+    "aria-roledescription",
+    "aria-hidden",
+    "aria-label",
+    "pointer-events",
+    "xlink:href",
+    "href",
+}
 
 
 @dataclass(frozen=True)
@@ -34,19 +43,17 @@ def pictures(draw: Callable[[int], Any], widths: Sequence[int], name: str) -> li
 
 def static_svg(chart: Any, name: str) -> Markup:
     """One chart as inline SVG. Ids are prefixed with `name`, roles that only make sense to Vega are left out."""
-    source = vl_convert.vegalite_to_svg(chart.to_dict())
-    source = re.sub(r'\bid="', f'id="{name}-', source).replace("url(#", f"url(#{name}-")
-    root = ElementTree.fromstring(source)
+    spec = chart.to_dict()
+    told = {row["about"] for rows in spec.get("datasets", {}).values() for row in rows if "about" in row}
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(spec))
     for element in root.iter():
         label = element.get("aria-label")
         for attribute in list(element.attrib):
             if attribute in _DROPPED or attribute.startswith("{"):
                 del element.attrib[attribute]
-        if (
-            label
-            and element.tag in (f"{{{_SVG}}}path", f"{{{_SVG}}}line", f"{{{_SVG}}}text")
-            and element.get("class") != "background"
-        ):
+            elif attribute == "id" or element.attrib[attribute].startswith("url(#"):
+                element.attrib[attribute] = re.sub(r"^(url\(#)?", rf"\g<1>{name}-", element.attrib[attribute])
+        if label in told:  # Vega labels the other marks too, with field names
             title = ElementTree.Element(f"{{{_SVG}}}title")
             title.text = label
             element.insert(0, title)

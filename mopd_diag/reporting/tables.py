@@ -10,10 +10,11 @@ import pandas as pd
 
 from mopd_diag.reporting import text
 from mopd_diag.reporting.look import Cast
-from mopd_diag.reporting.paths import model_share, parents_of, path_cost
+from mopd_diag.reporting.paths import line_of, model_share, parents_of, path_cost
 from mopd_diag.reporting.reading import MEASURES, OVERALL, STUDENT, Cap, Provenance, Reading, reason_of, words_of
 from mopd_diag.types import Estimate, Finding
 
+PARTS = {"both": "both solve", "inherited": "both fail"}
 VERDICTS = {"at": "● at the cap", "below": "▼ below", "above": "▲ above", "undetermined": "? undetermined"}
 
 
@@ -58,28 +59,20 @@ def _maybe(e: Estimate | None) -> str:
     return "–" if e is None else text.share(e)
 
 
-def caps_table(reading: Reading, cast: Cast) -> Table:
-    table = reading.caps.get(STUDENT, {})
+def caps_table(reading: Reading) -> Table:
+    table = _overall_last(reading.caps.get(STUDENT, {}))
     partitions = list(dict.fromkeys(p for c in table.values() for p in c.partition))
-    columns = [
-        "domain",
-        "recovery",
-        "verdict",
-        "base",
-        "student",
-        "best teacher",
-        "which",
-        *(f"items: {p}" for p in partitions),
-    ]
-    rows = [
-        [
-            _domain(d), text.ratio(c.recovery), VERDICTS.get(c.finding.verdict, c.finding.verdict), _maybe(c.base), _maybe(c.student), _maybe(c.best), c.teacher or "–",
-            *(str(c.partition.get(p, "–")) for p in partitions),
-        ]
-        for d, c in _overall_last(table).items()
-    ]  # fmt: skip
-    caption = "Recovery = (student − base) / (best teacher − base), per domain"
-    finds = [c.finding.id for c in _overall_last(table).values()]
+    gaps = any(c.gap is not None for c in table.values())
+    columns = ["domain", "recovery", "verdict", "base", "student", "best teacher", "which"]
+    columns += ["student − teacher"] * gaps + [f"items: {PARTS.get(p, p)}" for p in partitions]
+    rows = []
+    for domain, c in table.items():
+        row = [_domain(domain), text.ratio(c.recovery), VERDICTS.get(c.finding.verdict, c.finding.verdict)]
+        row += [*(_maybe(e) for e in (c.base, c.student, c.best)), c.teacher or "–"]
+        row += ["–" if c.gap is None else text.points(c.gap, unit=False)] * gaps
+        rows.append(row + [str(c.partition.get(p, "–")) for p in partitions])
+    caption = "Recovery = (student − base) / (best teacher − base), per domain; the difference is in percentage points"
+    finds = [c.finding.id for c in table.values()]
     return Table(caption, columns, rows, frozenset({"verdict", "which"}), _last(table), finds=finds)
 
 
@@ -125,24 +118,27 @@ def _baseline(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def rivals_table(accuracy: Mapping[str, Mapping[str, Estimate]], ledger: pd.DataFrame, cast: Cast) -> Table:
-    """The paths side by side at what each cost, the worst domain beside the mean."""
+def rivals_table(
+    accuracy: Mapping[str, Mapping[str, Estimate]], ledger: pd.DataFrame, reading: Reading, cast: Cast
+) -> Table:
+    """The paths side by side at what each cost, recovery and the worst domain beside the mean."""
     matched = {str(r["stage"]): r for r in ledger.to_dict("records")} if len(ledger) else {}
-    columns = ["path", "all domains", "worst domain", "tokens sampled", "trained", "scored", "FLOPs", "budget"]
-    rows, models = [], [m for m in cast.with_role("student", "rival", "control") if m in accuracy]
+    models = [m for m in cast.with_role("student", "rival", "control") if m in accuracy]
+    recovered = {m: reading.caps[m][OVERALL].recovery for m in models if OVERALL in reading.caps.get(m, {})}
+    columns = ["path", "all domains", *["recovery"] * bool(recovered), "worst domain", "tokens sampled", "trained", "scored", "FLOPs", "matched on"]
+    rows = []
     for model in models:
         domains = {d: e for d, e in accuracy[model].items() if d != OVERALL and e.defined}
         worst = min(domains, key=lambda d: domains[d].value, default=None)
         cost = path_cost(ledger, model).counts if model in matched else {}
-        to, on = (str(matched.get(model, {}).get(k) or "") for k in ("matched_to", "matched_on"))
-        rows.append([
-            model, _maybe(accuracy[model].get(OVERALL)), f"{worst} {text.share(domains[worst])}" if worst else "–",
-            *(text.count(cost[c]) if c in cost else "–" for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")),
-            f"{on} of {to}" if to and on else f"that of {to}" if to else "–",
-        ])  # fmt: skip
+        row = [model, _maybe(accuracy[model].get(OVERALL))]
+        row += [text.ratio(recovered[model]) if model in recovered else "–"] * bool(recovered)
+        row += [f"{worst} {text.share(domains[worst])}" if worst else "–"]
+        row += [text.count(cost[c]) if c in cost else "–" for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")]
+        rows.append([*row, str(matched.get(model, {}).get("matched_on") or "–").replace("_", " ")])
     caption = "Each path with the cost of everything it was made from, teachers included and the shared base left out"
     strong = frozenset(i for i, m in enumerate(models) if m == STUDENT)
-    return Table(caption, columns, rows, frozenset({"budget"}), strong, list(models))
+    return Table(caption, columns, rows, frozenset({"matched on"}), strong, list(models))
 
 
 def measures_table(reading: Reading, cast: Cast) -> Table:
@@ -157,42 +153,32 @@ def measures_table(reading: Reading, cast: Cast) -> Table:
             row.append("–" if measure is None else f"{measure.domain} {text.points(measure.value, unit=False)}".strip())
         rows.append(row)
     strong = frozenset(i for i, m in enumerate(models) if m == STUDENT)
-    caption = "What whole paths lost, in percentage points, in the domain where it is most"
+    caption = "In percentage points, in each path's worst domain; positive is bad"
     return Table(caption, ["path", *(n.replace("_", " ") for n in names)], rows, strong=strong, keys=list(models))
 
 
 def ledger_table(ledger: pd.DataFrame, critical: Sequence[str]) -> Table:
-    columns = [
-        "stage",
-        "algorithm",
-        "made from",
-        "tokens sampled",
-        "trained",
-        "scored",
-        "FLOPs",
-        "time",
-        "in the model",
-        "device",
-    ]
+    """One row a training stage, one for all evaluations, one for all traces, and the sum."""
+    columns = ["stage", "algorithm", "made from", "tokens sampled", "trained", "scored", "FLOPs", "time", "in the model", "device"]
+    service = ledger["stage"].astype(str).str.contains(":")
     rows = []
-    for r in ledger.to_dict("records"):
-        seconds, inside = float(r["seconds"]), float(r.get("seconds_model") or math.nan)
-        rows.append([
-            f"{r['stage']} ●" if r["stage"] in critical else str(r["stage"]), str(r.get("algorithm", "–")),
-            text.clip(", ".join(parents_of(r.get("parents"))) or "–", 90),
-            *(text.count(float(r.get(c, math.nan))) for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")),
-            text.duration(seconds), text.percent(inside / seconds) if seconds and inside == inside else "–", str(r.get("device", "–")),
-        ])  # fmt: skip
-    total = [
-        float(ledger[c].sum()) if c in ledger.columns else math.nan
-        for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")
-    ]
-    rows.append(["sum", "", "", *(text.count(t) for t in total), text.duration(float(ledger["seconds"].sum())),
-                 text.percent(model_share(ledger)), ""])  # fmt: skip
+    for r in ledger[~service].to_dict("records"):
+        name = f"{r['stage']} ●" if r["stage"] in critical else str(r["stage"])
+        made = text.clip(", ".join(parents_of(r.get("parents"))) or "–", 90)
+        rows.append([name, str(r.get("algorithm", "–")), made, *_work(pd.DataFrame([r])), str(r.get("device", "–"))])
+    for line, part in ledger[service].groupby(ledger["stage"].astype(str).map(line_of), sort=False):
+        rows.append([str(line), "–", text.plural(len(part), "model"), *_work(part), str(part["device"].iloc[0])])
+    rows.append(["sum", "", "", *_work(ledger), ""])
+    keys = [str(s) for s in ledger[~service]["stage"]]
     words = frozenset({"algorithm", "made from", "device"})
-    return Table(
-        "● on the critical path", columns, rows, words, frozenset({len(rows) - 1}), [str(s) for s in ledger["stage"]]
-    )
+    return Table("● on the critical path", columns, rows, words, frozenset({len(rows) - 1}), keys)
+
+
+def _work(part: pd.DataFrame) -> list[str]:
+    """Tokens, FLOPs, time and the share of it inside the model, summed over some rows of the ledger."""
+    counts = ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")
+    told = [text.count(float(part[c].sum()) if c in part.columns else math.nan) for c in counts]
+    return [*told, text.duration(float(part["seconds"].sum())), text.percent(model_share(part))]
 
 
 def unknown_table(findings: Sequence[Finding]) -> Table:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pandas as pd
-from mopd_diag.diagnostics.accuracy import accuracy as accuracy_of
 
-from mopd_diag.errors import RunDirectoryError
+from mopd_diag.diagnostics.accuracy import accuracy as accuracy_of
+from mopd_diag.errors import BadInput
 from mopd_diag.reporting import tables, text, words
 from mopd_diag.reporting.charts_cost import CURVES, CostPoint
 from mopd_diag.reporting.evidence import Failure, failures
 from mopd_diag.reporting.glossary import GLOSSARY
 from mopd_diag.reporting.look import Cast
-from mopd_diag.reporting.paths import critical_path, model_share, path_cost
+from mopd_diag.reporting.paths import critical_path, line_of, model_share, path_cost, wall_seconds
 from mopd_diag.reporting.reading import OVERALL, STUDENT, Reading
 from mopd_diag.runs.directory import RunDirectory
 from mopd_diag.types import Estimate
@@ -62,7 +62,7 @@ def view_of(run: RunDirectory) -> View:
     def part(read: Callable[[], T], instead: T, lost: str) -> T:
         try:
             return read()
-        except RunDirectoryError as error:
+        except BadInput as error:
             missing.append(f"{lost}: {error}")
             return instead
 
@@ -71,14 +71,15 @@ def view_of(run: RunDirectory) -> View:
     found = part(run.findings, [], "No diagnosis")
     ledger = part(run.ledger, pd.DataFrame(), "No ledger and no costs")
     cast = Cast.of(manifest, _distinct(records, "model"), _distinct(records, "domain"))
+    records = records[records["model"].isin(list(cast.roles))] if len(records) else records
     reading = Reading.of(found, cast.domains)
-    accuracy = accuracy_of(records) if len(records) else {}
+    accuracy = part(lambda: accuracy_of(records), {}, "No accuracies") if len(records) else {}
     critical, seconds = critical_path(ledger, STUDENT) if len(ledger) else ([], 0.0)
     shown = _failures(run, records, cast, reading, missing)
     return View(
         title=str(_plan(manifest).get("name") or run.path.name),
         summary=str(_plan(manifest).get("summary") or ""),
-        facts=_facts(manifest, cast),
+        facts=_facts(manifest, ledger, cast),
         answers=words.answers(reading, cast),
         cast=cast,
         reading=reading,
@@ -104,33 +105,41 @@ def _plan(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     return plan if isinstance(plan, Mapping) else {}
 
 
-def _facts(manifest: Mapping[str, Any], cast: Cast) -> list[tuple[str, str]]:
+def _facts(manifest: Mapping[str, Any], ledger: pd.DataFrame, cast: Cast) -> list[tuple[str, str]]:
     """What was trained, where and when: the line under the title."""
     plan = _plan(manifest)
     world = plan.get("world")
     name = world.get("name") if isinstance(world, Mapping) else world
     roles = [(cast.with_role(r), r) for r in ("teacher", "student", "rival", "control")]
     hardware = manifest.get("hardware")
-    machine = ", ".join(_hardware(str(k), v) for k, v in hardware.items()) if isinstance(hardware, Mapping) else ""
-    wall = manifest.get("wall_seconds")
+    machine = ", ".join(_hardware(hardware)) if isinstance(hardware, Mapping) else ""
     facts = [
         ("world", f"{name or '–'}: {', '.join(cast.domains)}"),
         ("cast", text.listed(["base", *(text.plural(len(m), r) for m, r in roles if m)])),
         ("budget", str(plan.get("budget", "–"))),
         ("seed", str(plan.get("seed", "–"))),
-        ("wall time", text.duration(float(wall)) if isinstance(wall, int | float) else "–"),
+        ("wall time", _wall(manifest, ledger)),
         ("machine", machine or "–"),
         ("made", str(manifest.get("created", "–"))[:16].replace("T", " ")),
     ]
     return [(k, v) for k, v in facts if v != "–"]
 
 
-def _hardware(name: str, value: object) -> str:
-    """`cores: 2` -> `2 cores`, `memory_gb: 8` -> `8 GB memory`, names of things as they are."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        plain = name.removesuffix("_gb").replace("_", " ")
-        return f"{value:g} GB {plain}" if name.endswith("_gb") else f"{value:g} {plain}"
-    return str(value)
+def _wall(manifest: Mapping[str, Any], ledger: pd.DataFrame) -> str:
+    wall = manifest.get("wall_seconds", wall_seconds(ledger))
+    return text.duration(float(wall)) if isinstance(wall, int | float) and wall == wall else "–"
+
+
+def _hardware(table: Mapping[str, Any]) -> list[str]:
+    """`cores: 2` -> `2 cores`, `memory_bytes: 8e9` -> `8 GB memory`, names of things as they are, the architecture left out."""
+    said = []
+    for name, value in table.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            plain, unit = (name.removesuffix("_bytes"), 1e9) if name.endswith("_bytes") else (name, 1.0)
+            said.append(f"{value / unit:.3g} {'GB ' if unit > 1 else ''}{plain.replace('_', ' ')}")
+        elif value and name != "machine":
+            said.append(str(value))
+    return said
 
 
 def _failures(
@@ -151,11 +160,16 @@ def _failures(
 
 
 def _curves(run: RunDirectory, manifest: Mapping[str, Any], cast: Cast) -> dict[str, pd.DataFrame]:
+    """Training curves by model; the phases of a path that was trained in several follow one another."""
     stages = [str(s.get("name")) for s in manifest.get("stages") or [] if isinstance(s, Mapping)]
-    frames = {s: run.metrics(s) for s in dict.fromkeys([*stages, *cast.roles])}
-    return {
-        s: f for s, f in frames.items() if len(f) > 1 and "step" in f.columns and any(c in f.columns for c in CURVES)
-    }
+    curves: dict[str, list[pd.DataFrame]] = {}
+    for stage in dict.fromkeys([*stages, *cast.roles]):
+        frame = run.metrics(stage)
+        if len(frame) > 1 and "step" in frame.columns and any(c in frame.columns for c in CURVES):
+            before = curves.setdefault(line_of(stage), [])
+            done = float(before[-1]["step"].max()) if before else 0.0
+            before.append(frame.assign(step=frame["step"] + done))
+    return {line: pd.concat(frames, ignore_index=True) for line, frames in curves.items()}
 
 
 def _tables(
@@ -169,9 +183,9 @@ def _tables(
     made = {
         "accuracy": tables.accuracy_table(accuracy, cast),
         "provenance": tables.provenance_table(reading, cast),
-        "caps": tables.caps_table(reading, cast),
+        "caps": tables.caps_table(reading),
         "transfer": tables.transfer_table(reading),
-        "rivals": tables.rivals_table(accuracy, ledger, cast),
+        "rivals": tables.rivals_table(accuracy, ledger, reading, cast),
         "measures": tables.measures_table(reading, cast),
         "checks": tables.preflight_table(reading.findings),
         "unknown": tables.unknown_table(reading.unknown),
@@ -185,8 +199,8 @@ def _cost_sentence(manifest: Mapping[str, Any], ledger: pd.DataFrame, critical: 
     """Work, wall time, critical path and the share of time inside the model, in one breath."""
     if ledger.empty:
         return ""
-    wall = manifest.get("wall_seconds")
-    took = f" in {text.duration(float(wall))} of wall time" if isinstance(wall, int | float) else ""
+    wall = _wall(manifest, ledger)
+    took = f" in {wall} of wall time" if wall != "–" else ""
     said = [f"All stages together worked {text.duration(float(ledger['seconds'].sum()))}{took}."]
     if critical:
         said.append(
@@ -199,17 +213,16 @@ def _cost_sentence(manifest: Mapping[str, Any], ledger: pd.DataFrame, critical: 
 
 
 def _matched_sentence(ledger: pd.DataFrame) -> str:
-    """Which stages had whose budget, by what count."""
+    """Which stages were given whose budget, by what count."""
     if ledger.empty or not {"matched_to", "matched_on"} <= set(ledger.columns):
         return ""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in ledger.to_dict("records"):
         if row["matched_to"] and isinstance(row["matched_to"], str):
-            groups.setdefault((row["matched_to"], str(row["matched_on"] or "cost").replace("_", " ")), []).append(
-                str(row["stage"])
-            )
-    said = [f"{text.listed(stages)} had the {on} of the whole path to {to}" for (to, on), stages in groups.items()]
-    return f"At a matched budget: {'; '.join(said)}." if said else ""
+            group = groups.setdefault((row["matched_to"], str(row["matched_on"] or "cost").replace("_", " ")), [])
+            group += [line_of(str(row["stage"]))] if line_of(str(row["stage"])) not in group else []
+    said = [f"{text.listed(stages)} to {to}, on {on}" for (to, on), stages in groups.items()]
+    return f"Budgets were matched: {'; '.join(said)}." if said else ""
 
 
 def _method(
@@ -221,10 +234,9 @@ def _method(
     ]
     methods = list(dict.fromkeys(e.method for e in estimates if e.method))
     levels = sorted({e.level for e in estimates})
-    told: list[tuple[str, str]] = [
-        ("intervals", f"{text.listed([text.percent(v) for v in levels])} intervals by {text.listed(methods, none='a method not recorded')}. "
-                      "Items are the independent units, never tokens; what cannot be computed is unknown, with its reason."),
-    ]  # fmt: skip
+    how = f"{text.listed([text.percent(v) for v in levels])} intervals by {text.listed(methods, none='a method not recorded')}."
+    never = "Items are the independent units, never tokens; what cannot be computed is unknown, with its reason."
+    told = [("intervals", f"{how} {never}")] if estimates else []
     if len(records):
         items = records.groupby("domain")["item_id"].nunique()
         samples = records.groupby(["model", "item_id"]).size()
@@ -236,10 +248,11 @@ def _method(
             )
         )
     told.append(("seed", str(_plan(manifest).get("seed", "not recorded"))))
-    for name in ("versions", "hardware"):
-        value = manifest.get(name)
-        if isinstance(value, Mapping) and value:
-            told.append((name, ", ".join(f"{k} {v}" for k, v in value.items())))
+    versions, hardware = manifest.get("versions"), manifest.get("hardware")
+    if isinstance(versions, Mapping) and versions:
+        told.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    if isinstance(hardware, Mapping) and hardware:
+        told.append(("hardware", ", ".join(_hardware(hardware))))
     if manifest.get("git"):
         told.append(("code", str(manifest["git"])))
     return told

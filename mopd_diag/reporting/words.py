@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from mopd_diag.reporting import text
 from mopd_diag.reporting.look import Cast
-from mopd_diag.reporting.reading import OVERALL, STUDENT, Cap, Cell, Provenance, Reading
+from mopd_diag.reporting.reading import HARM, HELP, OVERALL, SAME, STUDENT, Cap, Cell, Measure, Provenance, Reading
 from mopd_diag.types import Estimate
 
 QUESTIONS = {
@@ -137,20 +138,19 @@ def _sides(domains: dict[str, Cap]) -> str:
 
 def interference_answer(reading: Reading) -> Answer:
     """How many pairs of domains gained or lost, the worst one, and what whole paths forgot."""
-    off = [c for c in reading.cells if c.trained_on != c.evaluated_on]
+    off = [c for c in reading.cells if not c.own]
     told = [c for c in off if c.change.defined]
     forgotten = _forgetting(reading)
     if not told:
         empty = "No transfer between different domains was measured in this run."
         return Answer("interference", text.UNKNOWN, "no transfer matrix", empty, forgotten)
-    losses = [c for c in told if c.change.high < 0]
-    gains = [c for c in told if c.change.low > 0]
-    open_ = len(off) - len(losses) - len(gains)
+    verdicts = Counter(c.finding.verdict for c in off)
     worst = min(told, key=lambda c: c.change.value)
     lead = f"At worst {text.points(worst.change)}: {_pair(worst)}."
     detail = (
-        f"Of {text.plural(len(off), 'pair')} of different domains, training on one lowered the other in {len(losses)}, "
-        f"raised it in {len(gains)}, and {open_} cannot be told from no change."
+        f"Of {text.plural(len(off), 'pair')} of different domains, training on one harmed the other in {verdicts[HARM]}, helped it in "
+        f"{verdicts[HELP]}, left it as it was in {verdicts[SAME]}, and {len(off) - sum(verdicts[v] for v in (HARM, HELP, SAME))} "
+        "cannot be told."
     )
     return Answer(
         "interference", text.points(worst.change), f"at worst: {_pair(worst)}", lead, f"{detail} {forgotten}".strip()
@@ -168,11 +168,12 @@ def _forgetting(reading: Reading) -> str:
     if not told:
         return ""
     worst = max(told, key=lambda m: told[m].value.value)
-    said = [f"the student forgets {_loss(told[STUDENT].value)}"] if STUDENT in told else []
-    if worst != STUDENT:
-        where = f" on {told[worst].domain}" if told[worst].domain else ""
-        said.append(f"{worst} forgets {_loss(told[worst].value)}{where}")
-    return f"Over the whole path {text.listed(said)}."
+    said = [f"{m} {_loss(told[m].value)}{_where(told[m])}" for m in dict.fromkeys((STUDENT, worst)) if m in told]
+    return f"At their worst domain whole paths forget: {text.listed(said)}."
+
+
+def _where(measure: Measure) -> str:
+    return f" ({measure.domain})" if measure.domain else ""
 
 
 def _loss(e: Estimate) -> str:

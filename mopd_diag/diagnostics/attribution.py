@@ -1,0 +1,209 @@
+"""Which teacher does an answer come from? Token-level evidence -> classes of tokens, spans and answers, as data frames.
+
+Axis letters: T tokens, N groups, K teachers, M members, A answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mopd_diag.diagnostics.provenance import Summary, findings, summarise
+from mopd_diag.errors import BadInput
+from mopd_diag.estimators.attribution import contested, pool, project_out_base, responsibilities, total_logp
+from mopd_diag.estimators.evidence import Evidence, Ints
+from mopd_diag.estimators.judgement import ABSTAIN, TEACHER, Judgement, Rules, judge
+
+__all__ = ["Attribution", "Summary", "attribute", "findings", "label_of", "summarise"]
+
+ANSWER_COLUMNS = ("item_id", "sample", "domain")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribution:
+    """The attribution of one model's answers; frames as `docs/attribution.md` lists them.
+
+    `tokens`: the contract's trace, one row a token. `spans`: neighbouring tokens of one class. `answers`: one row an answer,
+    with the baselines' picks. `calibration` is `uncalibrated` or `decoys`.
+    """
+
+    subject: str
+    teachers: tuple[str, ...]
+    tokens: pd.DataFrame
+    spans: pd.DataFrame
+    answers: pd.DataFrame
+    full_vocabulary: bool = True
+    calibration: str = "uncalibrated"
+
+    def summary(self) -> dict[str, float]:
+        """Share of the answers in each class, classes without answers included; empty without answers."""
+        counts = self.answers["label"].value_counts(normalize=True)
+        labels = [*(label_of(t) for t in self.teachers), "several", "pre-existing", "own", ABSTAIN]
+        return {label: float(counts.get(label, 0.0)) for label in labels} if len(self.answers) else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of `mopd-diag attribute --json`; shares are null where the model did not move from its base."""
+        spans = {int(a): rows for a, rows in self.spans.groupby("answer", sort=False)}
+        return {
+            "summary": self.summary(),
+            "items": [self._item(row, spans.get(i)) for i, row in enumerate(self.answers.to_dict("records"))],
+            "subject": self.subject,
+            "vocabulary": "full" if self.full_vocabulary else "top-k and a tail bucket",
+            "confidence": "against decoys" if self.calibration == "decoys" else "uncalibrated",
+        }
+
+    def _item(self, row: dict[str, Any], spans: pd.DataFrame | None) -> dict[str, Any]:
+        names = {label_of(t).partition(":")[2]: t for t in self.teachers}
+        columns = ["start", "end", "text", "label", "set", "confidence"]
+        return {
+            "id": str(row["item_id"]),
+            "sample": int(row["sample"]),
+            "label": row["label"],
+            "set": row["set"].split("+") if row["set"] else [],
+            "confidence": float(row["confidence"]),
+            "shares": {n: _number(row[f"share_{c}"]) for n, c in ({**names, "own": "own"}).items()},
+            "baselines": {b: row[f"baseline_{b}"] or None for b in ("routed", "closest", "likelihood")},
+            "spans": [] if spans is None else spans[columns].to_dict("records"),
+        }
+
+
+def attribute(
+    evidence: Evidence, answers: pd.DataFrame, tokens: pd.DataFrame | tuple[Sequence[int], Sequence[str]], *,
+    routed: Mapping[str, str] | None = None, rules: Rules | None = None,
+) -> Attribution:  # fmt: skip
+    """Attribute every token, span and answer of `evidence`.
+
+    `answers`: one row an answer, in the order of the answer index: item_id, and sample, domain, prompt, response, score where
+    known. `tokens`: token_id and token (the text it writes) of each row of the evidence. `routed`: domain -> the teacher, by its
+    full member name, to which the domain's prompts were routed. Raises BadInput when these do not fit together.
+    """
+    rules = rules or Rules()
+    answers, frame = _checked(evidence, answers, tokens, routed or {})
+    n_answers, n_tokens = len(answers), len(frame)
+    shifts = project_out_base(np.where(evidence.own_T[:, None, None], evidence.gram_TJJ, 0))
+    mask = contested(evidence, moved=rules.moved_token)
+    by_token = judge(pool(evidence, np.arange(n_tokens), n_tokens, shifts_TSS=shifts), rules, moved=rules.moved_token)
+    span_T = spans_of(evidence, by_token)
+    n_spans = int(span_T.max()) + 1 if n_tokens else 0
+    by_span = judge(pool(evidence, span_T, n_spans, mask=mask, shifts_TSS=shifts), rules)
+    pooled = pool(evidence, evidence.answer_T, n_answers, mask=mask, shifts_TSS=shifts)
+    by_answer = judge(pooled, rules)
+
+    answer_frame = pd.concat([answers, _classes(evidence, by_answer)], axis=1)
+    answer_frame = answer_frame.assign(
+        reason=by_answer.reason_N, n_tokens=pooled.own_N, n_contested=pooled.used_N, explained=1 - by_answer.joint_N,
+        unexplained_nats=pooled.unexplained_N, decoy_margin=by_answer.margin_N, kl_base=pooled.kl_base_N,
+        **{f"kl_{t}": pooled.kl_NK[:, k] for k, t in enumerate(evidence.teachers)},
+        **{f"cosine_{t}": by_answer.cosine_NK[:, k] for k, t in enumerate(evidence.teachers)},
+        **_likelihood(evidence, n_answers),
+        baseline_routed=[(routed or {}).get(d, "") for d in answers["domain"]],
+        baseline_closest=np.array(evidence.teachers)[pooled.kl_NK.argmin(1)] if n_answers else [],
+        subject=evidence.subject,
+    )  # fmt: skip
+    return Attribution(
+        evidence.subject, evidence.teachers, _trace(evidence, frame, by_token, answer_frame, mask), _spans(evidence, frame, by_span, span_T, answers),
+        answer_frame, evidence.full_vocabulary, "decoys" if evidence.decoys else "uncalibrated",
+    )  # fmt: skip
+
+
+def label_of(teacher: str) -> str:
+    """`teacher-math` -> `teacher:math`."""
+    return f"{TEACHER}:{teacher.removeprefix('teacher-')}"
+
+
+def spans_of(evidence: Evidence, by_token: Judgement) -> Ints:
+    """Span of each token (T), numbered in order. A span is a run of tokens of one class and set in one answer.
+
+    Token flags spill onto neighbours (the end of an answer after a marker), and tokens too thin to judge lie between: a token that
+    was abstained on joins the span before it when the next judged token is of that span's class too.
+    """
+    n_tokens = len(evidence.answer_T)
+    if not n_tokens:
+        return np.zeros(0, int)
+    code = np.unique(np.column_stack([by_token.kind_N == k for k in np.unique(by_token.kind_N)] + [by_token.set_NK]), axis=0, return_inverse=True)[1]
+    code = code.reshape(-1).astype(float)
+    code[(by_token.kind_N == ABSTAIN) & evidence.own_T] = np.nan
+    code[~evidence.own_T] = -1
+    by_answer = pd.Series(code).groupby(evidence.answer_T)
+    before, after = by_answer.ffill().to_numpy(), by_answer.bfill().to_numpy()
+    filled = np.where(np.isnan(code) & (before == after), before, code)
+    filled = np.nan_to_num(filled, nan=-2)
+    starts = np.r_[True, (np.diff(filled) != 0) | (np.diff(evidence.answer_T) != 0)]
+    return np.cumsum(starts) - 1
+
+
+def _checked(
+    evidence: Evidence, answers: pd.DataFrame, tokens: pd.DataFrame | tuple[Sequence[int], Sequence[str]], routed: Mapping[str, str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
+    frame = tokens if isinstance(tokens, pd.DataFrame) else pd.DataFrame({"token_id": list(tokens[0]), "token": list(tokens[1])})
+    missing = {"token_id", "token"} - set(frame.columns)
+    if missing or len(frame) != len(evidence.answer_T):
+        raise BadInput(f"expected token_id and token for each of {len(evidence.answer_T)} tokens, got {len(frame)} rows of {list(frame.columns)}")
+    if evidence.n_answers > len(answers) or "item_id" not in answers.columns:
+        raise BadInput(f"expected one row with item_id for each of {evidence.n_answers} answers, got {len(answers)} of {list(answers.columns)}")
+    unknown = sorted(set(routed.values()) - set(evidence.teachers))
+    if unknown:
+        raise BadInput(f"routed teachers {unknown} are not among the candidates {list(evidence.teachers)}")
+    known = answers.reset_index(drop=True)
+    known = known.assign(**{c: default for c, default in (("sample", 0), ("domain", "")) if c not in known.columns})
+    extra = [c for c in ("prompt", "response", "score") if c in known.columns]
+    return known[[*ANSWER_COLUMNS, *extra]], frame[["token_id", "token"]].reset_index(drop=True)
+
+
+def _classes(evidence: Evidence, judged: Judgement) -> pd.DataFrame:
+    """Label, set, confidence and shares of the groups."""
+    teachers = np.array([t.removeprefix("teacher-") for t in evidence.teachers])
+    named = np.array([label_of(t) for t in evidence.teachers])
+    table: dict[str, Any] = {
+        "label": np.where(judged.kind_N == TEACHER, named[judged.best_N], judged.kind_N).astype(object),
+        "set": ["+".join(teachers[s]) if k == "several" else "" for k, s in zip(judged.kind_N, judged.set_NK, strict=True)],
+        "confidence": judged.confidence_N,
+    }
+    table |= {f"share_{t}": judged.share_NK[:, k] for k, t in enumerate(evidence.teachers)}
+    return pd.DataFrame(table | {"share_own": judged.own_N})
+
+
+def _likelihood(evidence: Evidence, n_answers: int) -> dict[str, Any]:
+    """Responsibilities of base and teachers in an EM mixture over the answers, and the teacher of highest likelihood."""
+    candidates = [evidence.base, *evidence.teachers]
+    logp = total_logp(evidence, evidence.answer_T, n_answers)[:, evidence.columns(candidates)]
+    posterior, _ = responsibilities(logp)
+    best = np.array(evidence.teachers)[logp[:, 1:].argmax(1)] if n_answers else np.zeros(0, object)
+    return {f"likelihood_{m}": posterior[:, c] for c, m in enumerate(candidates)} | {"baseline_likelihood": best}
+
+
+def _trace(evidence: Evidence, frame: pd.DataFrame, judged: Judgement, answers: pd.DataFrame, mask: npt.NDArray[np.bool_]) -> pd.DataFrame:
+    """The contract's trace columns, then ours."""
+    of = answers.take(evidence.answer_T).reset_index(drop=True)
+    columns: dict[str, Any] = {"item_id": of["item_id"], "sample": of["sample"], "position": evidence.position_T}
+    columns |= {"token_id": frame["token_id"], "token": frame["token"]}
+    columns |= {f"logp_{m}": evidence.logp_TM[:, i] for i, m in enumerate(evidence.members)}
+    told = [evidence.base, *evidence.teachers]
+    columns |= {f"kl_{m}": evidence.kl_TM[:, i] for m, i in zip(told, evidence.columns(told), strict=True)}
+    classes = _classes(evidence, judged)
+    columns |= {c: classes[c] for c in (*(f"share_{t}" for t in evidence.teachers), "share_own", "label", "confidence", "set")}
+    columns |= {"domain": of["domain"], "answer_label": of["label"], "answer_confidence": of["confidence"]}
+    return pd.DataFrame(columns | {"contested": mask, "sampled": evidence.own_T})
+
+
+def _spans(evidence: Evidence, frame: pd.DataFrame, judged: Judgement, span_T: Ints, answers: pd.DataFrame) -> pd.DataFrame:
+    """One row a span that the model wrote: token positions [start, end) in its answer, text, class."""
+    rows = pd.DataFrame({"span": span_T, "answer": evidence.answer_T, "position": evidence.position_T, "token": frame["token"].astype(str)})
+    grouped = rows.assign(own=evidence.own_T).groupby("span", sort=True)
+    spans = pd.DataFrame({
+        "answer": grouped["answer"].first(), "start": grouped["position"].min(), "end": grouped["position"].max() + 1,
+        "text": grouped["token"].agg("".join), "own": grouped["own"].first(),
+    }).reset_index(drop=True)  # fmt: skip
+    spans = pd.concat([spans, _classes(evidence, judged)], axis=1)
+    spans = spans[spans["own"].astype(bool)].drop(columns="own").reset_index(drop=True)
+    keys = answers.take(spans["answer"].to_numpy(int))[list(ANSWER_COLUMNS)].reset_index(drop=True)
+    return pd.concat([keys, spans], axis=1)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,82 @@
+"""All diagnoses of one run, from its records and traces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from mopd_diag.diagnostics import failures, provenance
+from mopd_diag.diagnostics.accuracy import OVERALL, accuracy
+from mopd_diag.diagnostics.caps import CapsReport, caps
+from mopd_diag.diagnostics.interference import InterferenceReport, interference
+from mopd_diag.errors import RunDirectoryError
+from mopd_diag.runs.directory import RunDirectory
+from mopd_diag.types import Estimate, Finding
+
+GATE = (0.25, 0.70)
+"""Sampled accuracy of a base that RL can start from: below, groups rarely hold a right answer; above, little is left to gain."""
+
+
+def diagnose(run: RunDirectory) -> list[Finding]:
+    """Findings of every kind that this run has the material for, the most telling first."""
+    found: list[Finding] = []
+    models = run.manifest()["models"]
+    if run.trace_names():
+        found += _provenance(run)
+    if "student" in models and _teachers(run):
+        found += caps_of(run).findings()
+        found += interference_of(run).findings()
+        for name in (m for m, table in models.items() if table["role"] in ("rival", "control")):
+            found += [f for f in caps_of(run, name).findings() if f.subject.endswith(OVERALL)]
+    return found + _base_gate(run.records("base")) if "base" in models else found
+
+
+def caps_of(run: RunDirectory, model: str = "student") -> CapsReport:
+    """Caps of a run's student, or of another model in its place. Raises RunDirectoryError for a run without teachers."""
+    teachers = _teachers(run)
+    if not teachers:
+        raise RunDirectoryError(f"{run.path} has no teachers; caps compare a student with its teachers")
+    return caps(_records(run), teachers, student=model, margin=run.manifest()["plan"]["diagnosis"]["margin"])
+
+
+def interference_of(run: RunDirectory) -> InterferenceReport:
+    """Transfer, forgetting and regret of a run. Raises RunDirectoryError for a run without teachers."""
+    teachers = _teachers(run)
+    if not teachers:
+        raise RunDirectoryError(f"{run.path} has no teachers; the transfer matrix needs models trained on one domain each")
+    manifest = run.manifest()
+    sequence = [(m, d) for m, d in manifest["sequence"]]
+    return interference(run.records(), teachers, sequence=sequence, margin=manifest["plan"]["diagnosis"]["margin"])
+
+
+def run_document(run: RunDirectory) -> dict[str, Any]:
+    """The document of `mopd-diag run --json`: the directory, accuracies of model and domain, findings."""
+    table = {m: {d: e.to_dict() for d, e in by_domain.items()} for m, by_domain in accuracy(run.records()).items()}
+    return {"run": str(run.path), "accuracy": table, "findings": [f.to_dict() for f in run.findings()]}
+
+
+def _teachers(run: RunDirectory) -> dict[str, list[str]]:
+    return {m: list(t["domains"]) for m, t in run.manifest()["models"].items() if t["role"] == "teacher"}
+
+
+def _records(run: RunDirectory) -> pd.DataFrame:
+    """Records of the cast, without the checkpoints on the way."""
+    return run.records(*(m for m, t in run.manifest()["models"].items() if t["role"] != "checkpoint"))
+
+
+def _provenance(run: RunDirectory) -> list[Finding]:
+    raise NotImplementedError
+
+
+def _base_gate(records: pd.DataFrame) -> list[Finding]:
+    """Is the base in reach of RL on each domain?"""
+    found = []
+    for domain, estimate in accuracy(records)["base"].items():
+        if domain == OVERALL:
+            continue
+        verdict = "below-gate" if estimate.high < GATE[0] else "above-gate" if estimate.low > GATE[1] else "in-gate"
+        note = f"sampled accuracy of the base; RL starts well between {GATE[0]:.0%} and {GATE[1]:.0%}"
+        severity = "info" if verdict == "in-gate" else "notice"
+        found.append(Finding(f"preflight-base-{domain}", "preflight", f"base/{domain}", verdict, severity, estimate, {"note": note}))
+    return found

@@ -1,0 +1,199 @@
+"""Pre-flight: what would make a distillation fail, or its diagnosis lie, before either is paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mopd_diag.config import Cast, MOPDStage, SeqKDStage, load_cast, read_toml
+from mopd_diag.errors import BadInput, CheckpointError
+from mopd_diag.estimators.statistics import mean
+from mopd_diag.prompts import Prompt, read_prompts
+from mopd_diag.seeds import seed_of
+from mopd_diag.study.resolve import Study, find_plan
+from mopd_diag.types import Estimate, Finding, Severity
+
+if TYPE_CHECKING:
+    from mopd_diag.study.cast import CastModels
+
+FOREIGN_KL = 0.1
+"""Nats a token: between the initial KL of same-origin teachers (0.04) and of a foreign one that collapsed (0.19), 2606.30406."""
+STARVED, DOMINANT = 0.25, 4.0
+"""Token share over prompt share: instruction following at 0.9 % of the tokens and 20 % of the prompts starved (2608.19098)."""
+SAMPLE_ITEMS = 200
+
+
+def check_target(target: str, prompts: Path | None, seed: int) -> list[Finding]:
+    """Findings of a plan, or of a cast file (recognised by its `[student]`). Raises BadInput when it is neither."""
+    path = Path(target)
+    if path.suffix == ".toml" and path.is_file() and "student" in read_toml(path):
+        return check_cast(load_cast(path), read_prompts(prompts, responses=False) if prompts else None, seed)
+    if prompts is not None:
+        raise BadInput("--prompts belongs to a cast; a plan's world makes its own prompts")
+    return check_plan(find_plan(target))
+
+
+def check_plan(study: Study) -> list[Finding]:
+    """What can be known of a plan before it runs: that it resolves, what it costs, how its tokens are shared out."""
+    from mopd_diag.study.preflight import check_fit
+
+    check_fit(study, Path())
+    rollouts = sum(getattr(s, "steps", 0) * getattr(s, "prompts", 0) * getattr(s, "group", 1) for s in study.stages)
+    found = [
+        Finding(
+            "preflight-plan", "preflight", study.plan.name, "ready", "info", None,
+            {"stages": [s.name for s in study.stages], "rollouts": rollouts, "note": "every stage resolves; the machine has room for it"},
+        )
+    ]  # fmt: skip
+    for stage in study.stages:
+        if isinstance(stage, MOPDStage | SeqKDStage):
+            lengths = {
+                d: np.array([len(i.target) + 1 for i in study.world.draw_batch([d], SAMPLE_ITEMS, (study.plan.seed, "check"))])
+                for d in study.domains(stage)
+            }
+            found += [_token_share(stage.name, d, lengths) for d in lengths]
+    return found
+
+
+def _token_share(stage: str, domain: str, lengths: Mapping[str, np.ndarray]) -> Finding:
+    """Share of the answer tokens that a domain contributes when its prompts are as many as the others' (right answers assumed)."""
+    means = {d: mean(x.astype(float)) for d, x in lengths.items()}
+    total = sum(m.value for m in means.values())
+    own, prompt_share = means[domain], 1 / len(lengths)
+    share = Estimate(
+        own.value / total, own.low / total, own.high / total, own.level, "share", own.n_items, own.n_clusters, own.method, "of right answers"
+    )  # fmt: skip
+    ratio = share.value / prompt_share
+    verdict, severity = _balance(ratio)
+    return Finding(
+        f"preflight-tokens-{stage}-{domain}", "preflight", f"{stage}/{domain}", verdict, severity, share,
+        {"prompt_share": prompt_share, "token_share": share.value, "note": f"token share is {ratio:.2f} of the prompt share"},
+    )  # fmt: skip
+
+
+def _balance(ratio: float) -> tuple[str, Severity]:
+    if ratio < STARVED:
+        return "starved", "warning"
+    if ratio > DOMINANT:
+        return "dominant", "warning"
+    return "balanced", "info"
+
+
+# -- casts --------------------------------------------------------------------------------------------------------------------
+
+
+def check_cast(cast: Cast, prompts: Sequence[Prompt] | None, seed: int) -> list[Finding]:
+    """Members load and share a tokenizer; with prompts: KL(base‖teacher) on the base's answers, token and gradient shares."""
+    from mopd_diag.study.cast import load_members
+
+    try:
+        members = load_members(cast)
+    except CheckpointError as error:
+        return [Finding("preflight-members", "preflight", "cast", "blocked", "blocking", None, {"note": str(error)})]
+    note = f"{len(members.loaded)} members load and share one tokenizer"
+    found = [Finding("preflight-members", "preflight", "cast", "ready", "info", None, {"members": list(members.loaded), "note": note})]
+    if prompts is None:
+        why = "no prompts given: initial KL, token and gradient shares were not measured; add --prompts FILE.jsonl"
+        return [*found, Finding("preflight-kl", "preflight", "cast", "undetermined", "notice", Estimate.undefined(why), {"note": why})]
+    return found + _measured(members, prompts, seed)
+
+
+def _measured(members: CastModels, prompts: Sequence[Prompt], seed: int) -> list[Finding]:
+    import torch
+
+    from mopd_diag.engines.rollouts import pack
+    from mopd_diag.engines.sampling import sample
+    from mopd_diag.engines.scoring import score
+    from mopd_diag.models.decoder import Decoder
+
+    base, tokenizer = members.models["base"], members.tokenizer
+    if not isinstance(base, Decoder):
+        why = f"{type(base).__name__}: this architecture cannot be sampled here yet"
+        return [Finding("preflight-kl", "preflight", "cast", "undetermined", "notice", Estimate.undefined(why), {"note": why})]
+    chosen = _per_domain(prompts)
+    ids = tokenizer.encode_all([p.prompt for p in chosen])
+    generator = torch.Generator().manual_seed(seed_of(seed, "check"))
+    rollouts = sample(base, ids, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=128, generator=generator)
+    rollouts = pack(ids, rollouts.responses(), tokenizer.pad_id)
+    models: dict[str, Any] = members.models
+    evidence = score(rollouts, models, "base", members.teachers).evidence
+    domains = [p.domain for p in chosen]
+    answers = np.arange(len(chosen))
+    tokens = np.bincount(evidence.answer_T, minlength=len(chosen))
+    found = []
+    for teacher in members.teachers:
+        taught = [d for d, t in members.route.items() if t == teacher] or sorted(set(domains))
+        mine = [i for i in answers if domains[i] in taught]
+        kl = np.bincount(evidence.answer_T, evidence.kl_TM[:, evidence.members.index(teacher)], minlength=len(chosen))
+        found.append(_initial_kl(teacher, kl[mine] / np.maximum(tokens[mine], 1)))
+    found += _shares(members, rollouts, domains)
+    return found
+
+
+def _per_domain(prompts: Sequence[Prompt]) -> list[Prompt]:
+    kept: dict[str, list[Prompt]] = {}
+    for p in prompts:
+        kept.setdefault(p.domain, []).append(p)
+    return [p for group in kept.values() for p in group[:SAMPLE_ITEMS]]
+
+
+def _initial_kl(teacher: str, kl_I: np.ndarray) -> Finding:
+    estimate = mean(kl_I)
+    estimate = Estimate(
+        estimate.value, estimate.low, estimate.high, estimate.level, "nats a token", estimate.n_items, estimate.n_clusters, estimate.method,
+        estimate.note,
+    )  # fmt: skip
+    far = estimate.defined and estimate.low > FOREIGN_KL
+    note = (
+        f"KL(base‖{teacher}) on the base's own answers; same-origin teachers start near 0.04, a foreign one at 0.19 made training collapse"
+    )
+    verdict = "far" if far else "near" if estimate.defined and estimate.high < FOREIGN_KL else "undetermined"
+    return Finding(f"preflight-kl-{teacher}", "preflight", teacher, verdict, "warning" if far else "info", estimate, {"note": note})
+
+
+def _shares(members: CastModels, rollouts: Any, domains: Sequence[str]) -> list[Finding]:
+    """Prompt, token and gradient share of each routed domain: the norm of its summed full-vocabulary gradient at the base."""
+    import torch
+
+    from mopd_diag.engines.head import head_loss
+    from mopd_diag.models.decoder import Decoder
+    from mopd_diag.training.algorithm import make_parts
+    from mopd_diag.training.distill import reverse_kl
+
+    base = members.models["base"]
+    routed = [d for d in dict.fromkeys(domains) if d in members.route]
+    if not routed or not isinstance(base, Decoder):
+        return []
+    norms, tokens, count = {}, {}, {}
+    for domain in routed:
+        rows = torch.tensor([i for i, d in enumerate(domains) if d == domain])
+        mine = rollouts.take(rows)
+        teacher = members.models[members.route[domain]]
+        base.zero_grad(set_to_none=True)
+        for part in make_parts(mine.ids_NL, mine.length_N, mine.own_NL, torch.ones(mine.own_NL.shape)):
+            with torch.no_grad():
+                taught_MD = teacher.hidden(part.ids_NL).flatten(0, 1).index_select(0, part.at_M)
+
+            def loss(logits: torch.Tensor, where: slice, taught: torch.Tensor = taught_MD, head: torch.Tensor = teacher.head_VD):  # noqa: ANN202
+                target = torch.log_softmax(taught[where] @ head.t(), -1)
+                return reverse_kl(torch.log_softmax(logits, -1), target), {}
+
+            hidden_MD = base.hidden(part.ids_NL).flatten(0, 1).index_select(0, part.at_M)
+            head_loss(hidden_MD, base.head_VD, loss)[0].backward()
+        norms[domain] = float(torch.stack([p.grad.norm() for p in base.parameters() if p.grad is not None]).norm())
+        tokens[domain], count[domain] = int(mine.own_NL.sum()), len(rows)
+    base.zero_grad(set_to_none=True)
+    found = []
+    for domain in routed:
+        prompt, token = count[domain] / sum(count.values()), tokens[domain] / sum(tokens.values())
+        gradient = norms[domain] / sum(norms.values()) if sum(norms.values()) else float("nan")
+        verdict, severity = _balance(token / prompt)
+        if verdict == "balanced" and gradient == gradient:
+            verdict, severity = _balance(gradient / prompt)
+        evidence = {"prompt_share": prompt, "token_share": token, "gradient_share": gradient if gradient == gradient else None}
+        evidence["note"] = f"prompts {prompt:.0%}, tokens {token:.0%}, gradient norm {gradient:.0%} of the sum over domains"
+        found.append(Finding(f"preflight-share-{domain}", "preflight", domain, verdict, severity, None, evidence))
+    return found

@@ -1,0 +1,293 @@
+"""The report on a synthetic run: complete, self-contained, honest about unknowns, and indifferent to hostile text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+import subprocess
+import sys
+import unicodedata
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic_run import replace_findings, write_synthetic_run
+
+from mopd_diag.reporting.report import write_report
+from mopd_diag.runs.directory import RunDirectory, write_json, write_table
+
+HOSTILE = (
+    "</script><script>window.hacked=1</script><img src=x onerror=alert(1)>\u202e\x07|`]( javascript:alert(1))\u2028"
+)
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes, text and whether the tags close in order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes out of order at {self.getpos()}"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("script", "style"):
+            self.scripts[self.open[-1]] = self.scripts.get(self.open[-1], "") + data
+        else:
+            self.words.append(data)
+            if self.open and re.fullmatch("h[1-6]", self.open[-1]):
+                self.headings.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def values(self, tag: str, name: str) -> list[str]:
+        return [v for t, n, v in self.attributes if t == tag and n == name]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDirectory:
+    return write_synthetic_run(tmp_path_factory.mktemp("run"), items=24)
+
+
+@pytest.fixture(scope="module")
+def written(run) -> tuple[str, str]:
+    html, markdown = write_report(run)
+    assert (html, markdown) == (run.path / "report.html", run.path / "report.md")
+    return html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
+
+
+def _outside_code(source: str) -> str:
+    """Markdown without its code spans."""
+    return re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", source)
+
+
+def _hostile_run(folder: Path) -> RunDirectory:
+    """A run in which every string that a model or a user could have written is hostile."""
+    run = write_synthetic_run(folder, items=12)
+    for model in ("student", "base"):
+        frame = run.records(model)
+        frame["response"] = HOSTILE + frame["response"]
+        frame["prompt"] = HOSTILE + frame["prompt"]
+        write_table(run.record_path(model), frame)
+    trace = run.trace("student")
+    trace["token"] = [HOSTILE, "\u202e", "\n", "", "\u0301", "😀"] * (len(trace) // 6) + ["x"] * (len(trace) % 6)
+    write_table(run.trace_path("student"), trace)
+    manifest = run.manifest()
+    manifest["plan"]["name"] = manifest["plan"]["summary"] = HOSTILE
+    manifest["plan"]["world"]["domains"].append(HOSTILE)
+    manifest["hardware"]["cpu"] = HOSTILE
+    write_json(run.path / "manifest.json", manifest)
+    change = {
+        "subject": "student/" + HOSTILE,
+        "verdict": HOSTILE,
+        "id": HOSTILE,
+        "evidence": {HOSTILE: [HOSTILE], "why": HOSTILE},
+    }
+    replace_findings(
+        run,
+        {
+            "cap-stack": change,
+            "transfer-stack-addition": {"evidence": {"trained_on": HOSTILE, "evaluated_on": HOSTILE}},
+        },
+    )
+    return run
+
+
+# -- completeness -------------------------------------------------------------------------------------------------------
+
+
+def test_page_answers_the_three_questions_before_anything_else(written):
+    headings = Page(written[0]).headings
+    order = [
+        "Which teacher does the behaviour come from?", "What did the teachers cap?", "What did the domains do to one another?",
+        "How well every model does, domain by domain", "What it cost, and what came of it", "Telling failures, token by token",
+        "What could not be told", "How it was measured", "Every finding", "Words",
+    ]  # fmt: skip
+    places = [headings.index(heading) for heading in order]
+    assert places == sorted(places)
+
+
+def test_headings_form_an_outline(written):
+    levels = [int(t[1]) for t in Page(written[0]).tags if re.fullmatch(r"h[1-6]", t)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_every_finding_is_on_the_page_with_its_evidence(run, written):
+    page = Page(written[0])
+    ids = {v.removeprefix("finding-") for v in page.values("tr", "id")}
+    assert ids == {f.id for f in run.findings()}
+    assert '"prompt_share": 0.25' in page.text
+
+
+def test_links_within_the_page_lead_somewhere(written):
+    page = Page(written[0])
+    targets = {v for _, name, v in page.attributes if name == "id"}
+    links = page.values("a", "href")
+    assert len(links) > 20
+    assert {link.removeprefix("#") for link in links} <= targets
+    assert len([v for _, name, v in page.attributes if name == "id"]) == len(targets), "an id is used twice"
+
+
+def test_accuracy_of_every_model_on_every_domain_is_in_both_documents(run, written):
+    records = run.records()
+    for document in (Page(written[0]).text, written[1]):
+        for model in records["model"].unique():
+            mean = records[(records["model"] == model) & (records["domain"] == "stack")]["score"].mean()
+            assert re.search(rf"{model}\**[\s|].*?{round(100 * mean)}% \[", document), (model, mean)
+
+
+def test_unknown_is_printed_with_its_reason_and_never_as_a_number(written):
+    for document in (Page(written[0]).text, written[1]):
+        assert "the headroom's interval covers 0" in document
+        assert "cannot be placed on lookup" in document
+        assert re.search(r"lookup\W+unknown\W+undetermined", document)
+        assert not re.search(r"\bnan\b", document, re.IGNORECASE)
+
+
+def test_failures_show_each_token_with_letters_beside_the_colour(written):
+    html = written[0]
+    tokens = re.findall(
+        r'<span class="token k-([\w-]+)[^"]*" title="([^"]+)"><b>([^<]*(?:&lt;eos&gt;)?)</b><i>([^<]+)</i></span>', html
+    )
+    assert len(tokens) > 20
+    assert {mark for *_, mark in tokens} >= {"ma", "pre", "?"}
+    assert len({(key, mark) for key, _, _, mark in tokens}) == len({key for key, *_ in tokens}), "one colour, one mark"
+    assert all("log-probability: base" in title for _, title, *_ in tokens)
+
+
+def test_marks_of_charts_carry_a_sentence(written):
+    titles = re.findall(r"<title>([^<]+)</title>", written[0])
+    assert any(t.startswith("student, addition: 9") for t in titles)
+    assert any(t.startswith("trained on reversed, evaluated on addition: −38 points [−43, −33]") for t in titles)
+    assert any(t.startswith("recovery on stack: 0.84 [0.75, 0.93]") for t in titles)
+    assert any("(Pareto front)" in t for t in titles)
+    assert any("on the critical path" in t for t in titles)
+
+
+def test_the_same_run_gives_the_same_bytes(run, written, tmp_path):
+    html, markdown = write_report(run, tmp_path / "again.html")
+    assert html.read_text(encoding="utf-8") == written[0]
+    assert markdown.name == "again.md"
+    assert markdown.read_text(encoding="utf-8") == written[1]
+
+
+# -- self-contained and safe --------------------------------------------------------------------------------------------
+
+
+def test_page_loads_nothing(written):
+    page = Page(written[0])
+    assert not {"link", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not [a for a in page.attributes if a[1] in ("src", "srcset", "style", "xlink:href") or a[1].startswith("on")]
+    assert "url(" not in page.scripts["style"]
+    assert not re.search(r"\b(fetch|XMLHttpRequest|innerHTML|eval|import)\b", page.scripts["script"])
+
+
+def test_policy_allows_only_the_pinned_style_and_script(written):
+    page = Page(written[0])
+    policy = next(v for v in page.values("meta", "content") if v.startswith("default-src"))
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    for tag, name in (("script", "script-src"), ("style", "style-src")):
+        digest = base64.b64encode(hashlib.sha256(page.scripts[tag].encode()).digest()).decode()
+        assert f"{name} 'sha256-{digest}'" in policy
+        assert page.tags.count(tag) == 1
+
+
+def test_hostile_text_stays_text(tmp_path):
+    html, markdown = (p.read_text(encoding="utf-8") for p in write_report(_hostile_run(tmp_path)))
+    page = Page(html)
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    assert "hacked" not in page.scripts["script"]
+    assert "</script><script>window.hacked" in page.text, "it must be shown, not dropped"
+    assert "‹U+202E›" in page.text
+    assert page.open == []
+    assert "<script" not in _outside_code(markdown).replace("\\<script", "")
+    for document in (html, markdown):
+        odd = {c for c in document if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and c != "\n"}
+        assert not odd, f"hidden or reordering characters survive: {odd!r}"
+
+
+def test_hostile_text_does_not_break_the_tables_of_the_markdown(tmp_path):
+    lines = write_report(_hostile_run(tmp_path))[1].read_text(encoding="utf-8").splitlines()
+    widths = []
+    for line in lines:
+        if line.startswith("|"):
+            widths.append(len(re.findall(r"(?<!\\)\|", line)))
+        elif widths:
+            assert len(set(widths)) == 1, widths
+            widths = []
+    assert not re.search(r"(?<!\\)\]\(", _outside_code("\n".join(lines))), "a link that a model wrote"
+
+
+def test_reporting_never_imports_a_model():
+    code = "import mopd_diag.reporting.report, sys; print([m for m in ('torch', 'transformers', 'streamlit') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# -- incomplete runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("records", "No accuracies and no failures"), ("findings.json", "No diagnosis"), ("ledger.parquet", "No ledger and no costs"),
+        ("traces", "No token-level evidence"),
+    ],
+)  # fmt: skip
+def test_a_missing_part_is_said_and_the_rest_shown(tmp_path, lost, said):
+    run = write_synthetic_run(tmp_path, items=8)
+    (run.path / lost).rename(tmp_path / "elsewhere")
+    html, markdown = write_report(run)
+    assert said in Page(html.read_text(encoding="utf-8")).text
+    assert said in markdown.read_text(encoding="utf-8")
+
+
+def test_a_run_with_nothing_but_a_manifest_has_a_page(tmp_path):
+    write_json(tmp_path / "manifest.json", {"schema": 1})
+    html, _ = write_report(RunDirectory.open(tmp_path))
+    text = Page(html.read_text(encoding="utf-8")).text
+    assert "This run is not complete." in text
+    assert "The student's answers were not attributed in this run." in text
+    assert "Nothing was diagnosed in this run." in text
+
+
+def test_findings_with_bare_evidence_still_make_a_page(tmp_path):
+    run = write_synthetic_run(tmp_path, items=8)
+    document = json.loads((run.path / "findings.json").read_text())
+    for finding in document["findings"]:
+        finding["evidence"] = {}
+        finding["estimate"] = None
+    (run.path / "findings.json").write_text(json.dumps(document))
+    html, _ = write_report(run)
+    page = Page(html.read_text(encoding="utf-8"))
+    assert {v.removeprefix("finding-") for v in page.values("tr", "id")} == {f.id for f in run.findings()}
+    assert "The mean recovery is unknown: no reason was recorded." in page.text
