@@ -55,12 +55,12 @@ class SFTStage(StageBase):
     steps: Count = 1000
     batch: Count = 64
     learning_rate: Rate = 3e-3
-    warmup: int = Field(50, ge=0)
-    decay: int = Field(200, ge=0)
+    warmup: int = Field(default=50, ge=0)
+    decay: int = Field(default=200, ge=0)
     gate: tuple[Share, Share] | None = None
     """Extend the training, up to `extensions` times a fifth, until each domain's sampled accuracy has reached the low
     end; what ends above the high end is reported, not undone."""
-    extensions: int = Field(4, ge=0)
+    extensions: int = Field(default=4, ge=0)
 
 
 class GRPOStage(StageBase):
@@ -71,7 +71,7 @@ class GRPOStage(StageBase):
     prompts: Count = 32
     group: Annotated[int, Field(ge=2)] = 8
     learning_rate: Rate = 3e-4
-    warmup: int = Field(10, ge=0)
+    warmup: int = Field(default=10, ge=0)
     temperature: Annotated[float, Field(gt=0)] = 1.0
     clip_low: Rate = 0.2
     clip_high: Rate = 0.28
@@ -90,12 +90,12 @@ class MOPDStage(StageBase):
     prompts: Count = 128
     group: Count = 1
     learning_rate: Rate = 3e-4
-    warmup: int = Field(10, ge=0)
+    warmup: int = Field(default=10, ge=0)
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    alpha: float = Field(0.0, ge=0)
+    alpha: float = Field(default=0.0, ge=0)
     """Weight of the outcome advantage (sampled form only; needs group ≥ 2)."""
-    weight_low: float = Field(0.5, ge=0)
-    weight_high: float = Field(2.0, gt=0)
+    weight_low: float = Field(default=0.5, ge=0)
+    weight_high: float = Field(default=2.0, gt=0)
     baseline: Literal["none", "state"] = "none"
     top_k: Count = 8
     weighting: Literal["none", "token-balanced", "domain-normalized"] = "none"
@@ -121,8 +121,8 @@ class SeqKDStage(StageBase):
     steps: Count = 300
     batch: Count = 128
     learning_rate: Rate = 1e-3
-    warmup: int = Field(10, ge=0)
-    decay: int = Field(60, ge=0)
+    warmup: int = Field(default=10, ge=0)
+    decay: int = Field(default=60, ge=0)
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
     @property
@@ -186,7 +186,7 @@ class EvaluationConfig(Strict):
 
     items: Annotated[int, Field(ge=8)] = 256
     samples: Count = 4
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
 
 
 class DiagnosisConfig(Strict):
@@ -208,7 +208,7 @@ class Plan(Strict):
     recipe: str | None = None
     stages: tuple[Stage, ...] = ()
     budget: Budget = "small"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     evaluation: EvaluationConfig = EvaluationConfig()
     diagnosis: DiagnosisConfig = DiagnosisConfig()
 

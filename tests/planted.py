@@ -16,11 +16,15 @@ def offset(accuracy: float, sd: float = 1.6) -> float:
     return brentq(lambda o: (1 / (1 + np.exp(-(sd * _ABILITY + o)))).mean() - accuracy, -15, 15)
 
 
-def draw_scores(accuracies: Mapping[str, float], n_items: int, n_samples: int, seed: object, own: float = 0.7) -> dict[str, np.ndarray]:
+def draw_scores(
+    accuracies: Mapping[str, float], n_items: int, n_samples: int, seed: object, own: float = 0.7
+) -> dict[str, np.ndarray]:
     """Model -> I × S zeros and ones: items share a difficulty, and each model has its own taste for items (spread `own`)."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=n_items) * np.sqrt(1.6**2 - own**2)
-    chances = {m: 1 / (1 + np.exp(-(shared + own * rng.normal(size=n_items) + offset(a)))) for m, a in accuracies.items()}
+    chances = {
+        m: 1 / (1 + np.exp(-(shared + own * rng.normal(size=n_items) + offset(a)))) for m, a in accuracies.items()
+    }
     return {m: (rng.random((n_items, n_samples)) < p[:, None]).astype(float) for m, p in chances.items()}
 
 

@@ -62,6 +62,8 @@ def write_synthetic_run(path: Path, *, items: int = 60, samples: int = 4, seed: 
     run = RunDirectory(path)
     rng = random.Random(seed)
     drawn = {name: DOMAINS[name].distinct("eval", items, rng) for name in NAMES}
+    checkpoint = "rival-sequential-rl.1-addition"
+    run.write_records(checkpoint, _records(checkpoint, drawn, samples, random.Random(seed)))
     for model in ACCURACY:
         run.write_records(model, _records(model, drawn, samples, random.Random(f"{seed} {model}")))
     _write_traces(run, drawn, rng)
@@ -81,7 +83,7 @@ def _records(model: str, drawn: dict[str, list[Item]], samples: int, rng: random
     for column, (name, items) in enumerate(drawn.items()):
         for item in items:
             difficulty = random.Random(item.item_id).gauss(0, 1.2)
-            chance = 1 / (1 + math.exp(-(_logit(ACCURACY[model][column]) * 1.25 + difficulty)))
+            chance = 1 / (1 + math.exp(-(_logit(ACCURACY.get(model, ACCURACY["base"])[column]) * 1.25 + difficulty)))
             for sample in range(samples):
                 right = rng.random() < chance
                 response = item.target if right else wrong_answer(DOMAINS[name], item, rng)
@@ -136,8 +138,9 @@ def _trace(item_id: str, domain: str, response: str, score: float, rng: random.R
             row[f"kl_teacher-{teacher}"] = rng.expovariate(30 if teacher == culprit or not contested else 2)
         own = 0.8 if culprit == "own" and contested else 0.05
         total = sum(weights.values()) + own
-        row |= {f"share_teacher-{t}": w / total for t, w in weights.items()}
-        row["share_own"] = own / total
+        row |= {f"share_{t}": w / total if contested else math.nan for t, w in weights.items()}
+        row["share_own"] = own / total if contested else math.nan
+        row |= {"set": "", "sampled": True, "contested": contested, "kl_base": rng.expovariate(3)}
         row["label"] = label if contested else rng.choice(["several", "pre-existing", "pre-existing", "abstain"])
         row["confidence"] = 0.6 + 0.39 * rng.random() if contested else 0.3 * rng.random()
         row["answer_label"] = label
@@ -172,6 +175,27 @@ def _ledger() -> pd.DataFrame:
             "seconds_model": 0.82 * seconds, "started": float(started), "device": "cpu", "matched_to": matched,
             "matched_on": "tokens sampled" if matched else "",
         })  # fmt: skip
+    service = {
+        "algorithm": "evaluate",
+        "tokens_sampled": 9_000,
+        "tokens_trained": 0,
+        "tokens_scored": 0,
+        "rollouts": 960,
+        "flops": 4e9,
+    }
+    for number, model in enumerate(ACCURACY):
+        rows.append({**rows[0], **service, "stage": f"evaluate:{model}", "parents": model, "seconds": 2.0, "seconds_model": 1.5,
+                     "started": 25.0 + 39 * number})  # fmt: skip
+    rows.append(
+        {
+            **rows[-1],
+            "stage": "trace:student",
+            "algorithm": "trace",
+            "parents": "student,base",
+            "tokens_scored": 60_000,
+            "started": 390.0,
+        }
+    )
     return pd.DataFrame(rows)
 
 
@@ -227,7 +251,8 @@ def _caps() -> list[Finding]:
         evidence = {
             "base": _interval(base, 0.05, "share").to_dict(), "student": _interval(student, 0.02, "share").to_dict(),
             "best_teacher": _interval(best, 0.02, "share").to_dict(), "teacher": f"teacher-{routed}",
-            "partition": {"both solve": 49, "inherited": 3, "lost": 5, "surpassing": 3},
+            "gap": _interval(student - best, 0.02, "difference").to_dict(),
+            "partition": {"both": 49, "surpassing": 3, "lost": 5, "inherited": 3},
         }  # fmt: skip
         if domain == "lookup":
             estimate = Estimate.undefined(
@@ -250,7 +275,9 @@ def _interference() -> list[Finding]:
     for teacher, trained_on in TAUGHT.items():
         for column, evaluated_on in enumerate(NAMES):
             change = ACCURACY[f"teacher-{teacher}"][column] - ACCURACY["base"][column]
-            verdict = "gain" if change > 0.05 else "loss" if change < -0.05 else "undetermined"
+            verdict = (
+                "help" if change > 0.05 else "harm" if change < -0.05 else "none" if change > -0.03 else "undetermined"
+            )
             findings.append(Finding(
                 f"transfer-{trained_on}-{evaluated_on}", "interference", f"{trained_on}->{evaluated_on}", verdict,
                 "info", _interval(change, 0.05, "difference"),
@@ -271,6 +298,12 @@ def _interference() -> list[Finding]:
         findings.append(
             Finding(f"regret-{model}", "interference", f"{model}/regret", "measured", "info", behind, where)
         )
+    for rival, recovery in ((CONTROL, 0.9), ("rival-average", 0.6)):
+        findings.append(
+            Finding(
+                f"cap-{rival}-overall", "cap", f"{rival}/overall", "below", "info", _interval(recovery, 0.05, "ratio")
+            )
+        )
     return findings
 
 
@@ -282,10 +315,11 @@ def _manifest(seed: int) -> dict[str, object]:
         "plan": {"name": "quickstart", "summary": "SYNTHETIC: four RL specialists, one MOPD student, four rivals at a matched budget",
                  "world": {"name": "micro", "domains": NAMES}, "budget": "small", "seed": seed},
         "stages": [{"name": s, "algorithm": v[0], "start": "base", "domains": NAMES} for s, v in STAGES.items()],
-        "models": models,
+        "models": models | {"rival-sequential-rl.1-addition": {"role": "checkpoint", "domains": ["addition"]}},
+        "route": {domain: f"teacher-{teacher}" for domain, teacher in ROUTE.items()}, "control": CONTROL,
         "versions": {"mopd-diag": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.6"},
-        "git": "0123abcd", "hardware": {"cpu": "AMD EPYC 9B45", "cores": 2, "memory_gb": 8},
-        "created": "2026-11-22T16:58:00+00:00", "wall_seconds": 401.0,
+        "git": "0123abcd", "hardware": {"machine": "x86_64", "processor": "AMD EPYC 9B45", "cores": 2, "memory_bytes": 8_000_000_000},
+        "created": "2026-11-22T16:58:00+00:00",
     }  # fmt: skip
 
 

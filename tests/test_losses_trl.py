@@ -128,6 +128,7 @@ def test_grpo(shape: str, temperature: float, tmp_path: Path, monkeypatch: pytes
         train_dataset=Dataset.from_list([{"prompt": "x"}]), processing_class=processing(tmp_path / "model"),
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1
+    theirs.train()  # no dropout in it; TRL divides by its accumulation steps only then
     expected = trainer._compute_loss(theirs, inputs)
     expected.backward()
     clipped = trainer._metrics["train"]

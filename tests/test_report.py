@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -14,8 +15,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_run import replace_findings, write_synthetic_run
+from synthetic_run import ACCURACY, replace_findings, write_synthetic_run
 
+from mopd_diag.reporting import text
 from mopd_diag.reporting.report import write_report
 from mopd_diag.runs.directory import RunDirectory, write_json, write_table
 
@@ -157,7 +159,7 @@ def test_links_within_the_page_lead_somewhere(written):
 def test_accuracy_of_every_model_on_every_domain_is_in_both_documents(run, written):
     records = run.records()
     for document in (Page(written[0]).text, written[1]):
-        for model in records["model"].unique():
+        for model in ACCURACY:
             mean = records[(records["model"] == model) & (records["domain"] == "stack")]["score"].mean()
             assert re.search(rf"{model}\**[\s|].*?{round(100 * mean)}% \[", document), (model, mean)
 
@@ -251,6 +253,40 @@ def test_reporting_never_imports_a_model():
     code = "import mopd_diag.reporting.report, sys; print([m for m in ('torch', 'transformers', 'streamlit') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_reads_what_the_diagnostics_write(run, tmp_path):
+    """Findings as `caps` and `interference` make them, not as this file's author imagines them."""
+    from mopd_diag.diagnostics.caps import caps
+    from mopd_diag.diagnostics.interference import interference
+
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = RunDirectory(tmp_path / "run")
+    records = copy.records()
+    teachers = {m: t["domains"] for m, t in copy.manifest()["models"].items() if t["role"] == "teacher"}
+    cap, transfer = caps(records, teachers), interference(records, teachers)
+    copy.write_findings([*cap.findings(), *transfer.findings()])
+    html, markdown = (p.read_text(encoding="utf-8") for p in write_report(copy))
+    for document in (Page(html).text, markdown):
+        assert text.ratio(cap.mean_recovery) in document
+        assert all(text.ratio(c.cap.recovery) in document for c in cap.caps.values())
+        assert all(text.points(c.cap.gap, unit=False) in document for c in cap.caps.values())
+        cells = [c for m in teachers for c in transfer.matrix[m].values()]
+        assert len(cells) == 16
+        assert all(text.points(c.delta, unit=False) in document for c in cells)
+        assert text.points(transfer.forgetting["rival-sequential-rl"].worst, unit=False) in document
+        assert "items: both solve" in document
+    assert "nan" not in Page(html).text.lower().split()
+
+
+def test_checkpoints_on_the_way_are_no_members_of_the_cast(run, written):
+    assert "rival-sequential-rl.1-addition" in run.records()["model"].unique()
+    assert "rival-sequential-rl.1-addition" not in "".join(written)
+
+
+def test_evaluations_share_a_row_of_the_ledger(written):
+    assert re.search(r"evaluation\W+–\W+10 models", written[1])
+    assert "evaluate:" not in re.sub(r"<title>[^<]*</title>", "", written[0])
 
 
 # -- incomplete runs ----------------------------------------------------------------------------------------------------

@@ -48,7 +48,9 @@ def test_number_formats(shown, expected):
 
 
 def test_visible_text_hides_nothing():
-    assert text.visible("a\x00\x1b\x7f\u202e\u200b\ufeff\u2028") == "a␀␛␡‹U+202E›‹U+200B›‹U+FEFF›‹U+2028›"
+    assert (
+        text.visible("a\n\t\x1b\x7f\u202e\u200b\ufeff\u2028") == "a↵⇥‹U+001B›‹U+007F›‹U+202E›‹U+200B›‹U+FEFF›‹U+2028›"
+    )
     assert text.visible("\u0301x") == "◌\u0301x"
     assert text.visible("a b", spaces=True) == "a␣b"
     assert text.visible("héllo שלום 中文 😀") == "héllo שלום 中文 😀"
@@ -123,13 +125,10 @@ def test_interference_answer_counts_pairs_of_different_domains_only():
     answer = words.interference_answer(_with())
     assert answer.figure == "−38 points [−43, −33]"
     assert (
-        "Of 12 pairs of different domains, training on one lowered the other in 8, raised it in 0, and 4"
+        "Of 12 pairs of different domains, training on one harmed the other in 8, helped it in 0, left it as it was in 2"
         in answer.sentence
     )
-    assert (
-        "the student forgets 1 point [−3, 5] and rival-sequential-rl forgets 42 points [38, 46] on addition"
-        in answer.sentence
-    )
+    assert "student 1 point [−3, 5] (addition) and rival-sequential-rl 42 points [38, 46] (addition)" in answer.sentence
 
 
 def test_open_questions_keep_their_reason():
@@ -249,8 +248,8 @@ def _drawn() -> dict[str, object]:
     points = [charts_cost.CostPoint(m, c, _interval(0.9, 0.02, "share")) for m, c in (("base", 0.0), ("student", 4e12))]
     curves = {"student": pd.DataFrame({"step": range(20), "reward": [i / 20 for i in range(20)]})}
     cells = [
-        ("addition", "stack", _interval(-0.2, 0.05, "difference")),
-        ("stack", "addition", Estimate.undefined("no items")),
+        ("addition", "stack", _interval(-0.2, 0.05, "difference"), True),
+        ("stack", "addition", Estimate.undefined("no items"), False),
     ]
     return {
         "accuracy": charts.accuracy_chart(accuracy, CAST, LIGHT),
@@ -278,7 +277,10 @@ def test_unknown_values_are_words_in_charts():
 
 
 def test_numbers_in_doubt_stand_in_brackets():
-    cells = [("a", "b", _interval(0.02, 0.05, "difference")), ("b", "a", _interval(0.2, 0.05, "difference"))]
+    cells = [
+        ("a", "b", _interval(0.02, 0.05, "difference"), False),
+        ("b", "a", _interval(0.2, 0.05, "difference"), True),
+    ]
     document = json.dumps(charts.transfer_chart(cells).to_dict(), ensure_ascii=False)
     assert '"(+2)"' in document
     assert '"+20"' in document

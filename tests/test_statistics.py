@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,7 +174,9 @@ def test_training_seeds_widen_the_interval_and_are_said():
     half_t = stats.t.ppf(0.975, 2) * 0.2 / math.sqrt(3)
     assert spread.value == pytest.approx(one.value) and spread.low < max(one.value - 0.9 * half_t, 0.02)
     shift = paired_difference(apart, [a + 0.05 for a in apart])
-    assert shift.value == pytest.approx(0.05) and shift.high - shift.low < 0.06, "seeds are paired: their spread cancels"
+    assert shift.value == pytest.approx(0.05) and shift.high - shift.low < 0.06, (
+        "seeds are paired: their spread cancels"
+    )
     with pytest.raises(BadInput, match="equal numbers"):
         paired_difference(apart, apart[:2])
 
@@ -194,7 +197,9 @@ def test_joined_strata_give_the_unweighted_mean():
 # -- coverage ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "low", "high"), [(30, 0.93, 0.98), (50, 0.93, 0.97), (100, 0.93, 0.97), (500, 0.93, 0.97)])
+@pytest.mark.parametrize(
+    ("n", "low", "high"), [(30, 0.93, 0.98), (50, 0.93, 0.97), (100, 0.93, 0.97), (500, 0.93, 0.97)]
+)
 def test_binary_coverage_near_95_percent_accuracy(n, low, high):
     """Exact over the binomial, averaged over accuracies from 0.93 to 0.97 because every binomial interval oscillates."""
     e = [mean(np.repeat([1.0, 0.0], [k, n - k]), replicates=2000) for k in range(int(0.7 * n), n + 1)]
@@ -276,7 +281,7 @@ def test_pass_at_k_counts_subsets():
 def test_pass_at_k_grows_with_k_and_starts_at_the_mean(n, data):
     c = data.draw(st.integers(0, n))
     values = pass_at_k(n, c, np.arange(1, n + 1))
-    assert values[0] == pytest.approx(c / n) and values[-1] == pytest.approx(c > 0)
+    assert values[0] == pytest.approx(c / n) and values[-1] == pytest.approx(float(c > 0))
     assert (np.diff(values) >= -1e-9).all()
     assert np.isnan(pass_at_k(n, c, n + 1))
 
@@ -354,9 +359,11 @@ def test_frames_that_cannot_be_compared_are_refused():
     records = _records()
     cases = {
         "the column 'score'": records.drop(columns="score"),
-        "come twice": records._append(records.iloc[0]) if hasattr(records, "_append") else records.iloc[[0, 0]],
+        "come twice": pd.concat([records, records.iloc[:1]]),
         "not finite": records.assign(score=np.nan),
-        "different contents": records.assign(prompt_hash=[f"{m}{i}" for m, i in zip(records.model, records.item_id, strict=True)]),
+        "different contents": records.assign(
+            prompt_hash=[f"{m}{i}" for m, i in zip(records.model, records.item_id, strict=True)]
+        ),
     }
     for words, broken in cases.items():
         with pytest.raises(BadInput, match=words):

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mopd_diag.diagnostics.provenance import Summary, findings, summarise
+from mopd_diag.diagnostics.provenance import findings, label_of
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.attribution import contested, pool, project_out_base, responsibilities, total_logp
+from mopd_diag.estimators.attribution import Pooled, contested, pool, project_out_base, responsibilities, total_logp
 from mopd_diag.estimators.evidence import Evidence, Ints
 from mopd_diag.estimators.judgement import ABSTAIN, TEACHER, Judgement, Rules, judge
 
-__all__ = ["Attribution", "Summary", "attribute", "findings", "label_of", "summarise"]
+__all__ = ["Attribution", "attribute", "findings", "label_of"]
 
 ANSWER_COLUMNS = ("item_id", "sample", "domain")
 
@@ -53,8 +53,8 @@ class Attribution:
             "summary": self.summary(),
             "items": [self._item(row, spans.get(i)) for i, row in enumerate(self.answers.to_dict("records"))],
             "subject": self.subject,
-            "vocabulary": "full" if self.full_vocabulary else "top-k and a tail bucket",
-            "confidence": "against decoys" if self.calibration == "decoys" else "uncalibrated",
+            "vocabulary": "full" if self.full_vocabulary else "top-k",
+            "calibration": self.calibration,
         }
 
     def _item(self, row: dict[str, Any], spans: pd.DataFrame | None) -> dict[str, Any]:
@@ -66,6 +66,7 @@ class Attribution:
             "label": row["label"],
             "set": row["set"].split("+") if row["set"] else [],
             "confidence": float(row["confidence"]),
+            "reason": row["reason"],
             "shares": {n: _number(row[f"share_{c}"]) for n, c in ({**names, "own": "own"}).items()},
             "baselines": {b: row[f"baseline_{b}"] or None for b in ("routed", "closest", "likelihood")},
             "spans": [] if spans is None else spans[columns].to_dict("records"),
@@ -84,73 +85,65 @@ def attribute(
     """
     rules = rules or Rules()
     answers, frame = _checked(evidence, answers, tokens, routed or {})
-    n_answers, n_tokens = len(answers), len(frame)
     shifts = project_out_base(np.where(evidence.own_T[:, None, None], evidence.gram_TJJ, 0))
     mask = contested(evidence, moved=rules.moved_token)
-    by_token = judge(pool(evidence, np.arange(n_tokens), n_tokens, shifts_TSS=shifts), rules, moved=rules.moved_token)
-    span_T = spans_of(evidence, by_token)
-    n_spans = int(span_T.max()) + 1 if n_tokens else 0
-    by_span = judge(pool(evidence, span_T, n_spans, mask=mask, shifts_TSS=shifts), rules)
-    pooled = pool(evidence, evidence.answer_T, n_answers, mask=mask, shifts_TSS=shifts)
-    by_answer = judge(pooled, rules)
-
-    answer_frame = pd.concat([answers, _classes(evidence, by_answer)], axis=1)
-    answer_frame = answer_frame.assign(
-        reason=by_answer.reason_N, n_tokens=pooled.own_N, n_contested=pooled.used_N, explained=1 - by_answer.joint_N,
-        unexplained_nats=pooled.unexplained_N, decoy_margin=by_answer.margin_N, kl_base=pooled.kl_base_N,
-        **{f"kl_{t}": pooled.kl_NK[:, k] for k, t in enumerate(evidence.teachers)},
-        **{f"cosine_{t}": by_answer.cosine_NK[:, k] for k, t in enumerate(evidence.teachers)},
-        **_likelihood(evidence, n_answers),
-        baseline_routed=[(routed or {}).get(d, "") for d in answers["domain"]],
-        baseline_closest=np.array(evidence.teachers)[pooled.kl_NK.argmin(1)] if n_answers else [],
-        subject=evidence.subject,
-    )  # fmt: skip
+    each = np.arange(len(frame))
+    by_token = judge(pool(evidence, each, len(frame), shifts_TSS=shifts), rules, moved=rules.moved_token)
+    span_T, by_span = each, by_token
+    while True:
+        joined_T = joined(evidence, span_T, by_span)
+        n_spans = int(joined_T.max(initial=-1)) + 1
+        stable = n_spans == len(by_span.kind_N)
+        span_T, by_span = joined_T, judge(pool(evidence, joined_T, n_spans, mask=mask, shifts_TSS=shifts), rules)
+        if stable:
+            break
+    pooled = pool(evidence, evidence.answer_T, len(answers), mask=mask, shifts_TSS=shifts)
+    judged = _answers(evidence, answers, pooled, judge(pooled, rules), routed or {})
     return Attribution(
-        evidence.subject, evidence.teachers, _trace(evidence, frame, by_token, answer_frame, mask), _spans(evidence, frame, by_span, span_T, answers),
-        answer_frame, evidence.full_vocabulary, "decoys" if evidence.decoys else "uncalibrated",
+        evidence.subject, evidence.teachers, _trace(evidence, frame, by_token, judged, mask),
+        _spans(evidence, frame, by_span, span_T, answers), judged, evidence.full_vocabulary, _calibration(evidence),
     )  # fmt: skip
 
 
-def label_of(teacher: str) -> str:
-    """`teacher-math` -> `teacher:math`."""
-    return f"{TEACHER}:{teacher.removeprefix('teacher-')}"
+def joined(evidence: Evidence, group_T: Ints, judged: Judgement) -> Ints:
+    """Neighbouring groups of one class and set in one answer as one group: new ids (T), in order.
 
-
-def spans_of(evidence: Evidence, by_token: Judgement) -> Ints:
-    """Span of each token (T), numbered in order. A span is a run of tokens of one class and set in one answer.
-
-    Token flags spill onto neighbours (the end of an answer after a marker), and tokens too thin to judge lie between: a token that
-    was abstained on joins the span before it when the next judged token is of that span's class too.
+    Token flags spill onto neighbours (the end of an answer after a marker), and tokens too thin to judge lie between: a group that
+    was abstained on goes with both neighbours when these are of one class. Tokens that the world wrote stay apart.
     """
-    n_tokens = len(evidence.answer_T)
-    if not n_tokens:
-        return np.zeros(0, int)
-    code = np.unique(np.column_stack([by_token.kind_N == k for k in np.unique(by_token.kind_N)] + [by_token.set_NK]), axis=0, return_inverse=True)[1]
-    code = code.reshape(-1).astype(float)
-    code[(by_token.kind_N == ABSTAIN) & evidence.own_T] = np.nan
+    kinds = np.unique(judged.kind_N, return_inverse=True)[1]
+    codes = np.unique(np.column_stack([kinds, judged.set_NK]), axis=0, return_inverse=True)[1].reshape(-1)
+    code = codes[group_T].astype(float)
+    code[(judged.kind_N == ABSTAIN)[group_T]] = np.nan
     code[~evidence.own_T] = -1
     by_answer = pd.Series(code).groupby(evidence.answer_T)
     before, after = by_answer.ffill().to_numpy(), by_answer.bfill().to_numpy()
-    filled = np.where(np.isnan(code) & (before == after), before, code)
-    filled = np.nan_to_num(filled, nan=-2)
-    starts = np.r_[True, (np.diff(filled) != 0) | (np.diff(evidence.answer_T) != 0)]
-    return np.cumsum(starts) - 1
+    filled = np.nan_to_num(np.where(before == after, before, code), nan=-2)
+    starts = np.diff(filled, prepend=-9) != 0
+    return np.cumsum(starts | (np.diff(evidence.answer_T, prepend=-1) != 0)) - 1
 
 
 def _checked(
     evidence: Evidence, answers: pd.DataFrame, tokens: pd.DataFrame | tuple[Sequence[int], Sequence[str]], routed: Mapping[str, str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
-    frame = tokens if isinstance(tokens, pd.DataFrame) else pd.DataFrame({"token_id": list(tokens[0]), "token": list(tokens[1])})
+    frame = (
+        pd.DataFrame({"token_id": list(tokens[0]), "token": list(tokens[1])}) if isinstance(tokens, tuple) else tokens
+    )
     missing = {"token_id", "token"} - set(frame.columns)
     if missing or len(frame) != len(evidence.answer_T):
-        raise BadInput(f"expected token_id and token for each of {len(evidence.answer_T)} tokens, got {len(frame)} rows of {list(frame.columns)}")
+        raise BadInput(
+            f"expected token_id and token for each of {len(evidence.answer_T)} tokens, got {len(frame)} rows of {list(frame.columns)}"
+        )
     if evidence.n_answers > len(answers) or "item_id" not in answers.columns:
-        raise BadInput(f"expected one row with item_id for each of {evidence.n_answers} answers, got {len(answers)} of {list(answers.columns)}")
+        raise BadInput(
+            f"expected one row with item_id for each of {evidence.n_answers} answers, got {len(answers)} of {list(answers.columns)}"
+        )
     unknown = sorted(set(routed.values()) - set(evidence.teachers))
     if unknown:
         raise BadInput(f"routed teachers {unknown} are not among the candidates {list(evidence.teachers)}")
     known = answers.reset_index(drop=True)
     known = known.assign(**{c: default for c, default in (("sample", 0), ("domain", "")) if c not in known.columns})
+    known["domain"] = known["domain"].fillna("").astype(str)
     extra = [c for c in ("prompt", "response", "score") if c in known.columns]
     return known[[*ANSWER_COLUMNS, *extra]], frame[["token_id", "token"]].reset_index(drop=True)
 
@@ -161,23 +154,50 @@ def _classes(evidence: Evidence, judged: Judgement) -> pd.DataFrame:
     named = np.array([label_of(t) for t in evidence.teachers])
     table: dict[str, Any] = {
         "label": np.where(judged.kind_N == TEACHER, named[judged.best_N], judged.kind_N).astype(object),
-        "set": ["+".join(teachers[s]) if k == "several" else "" for k, s in zip(judged.kind_N, judged.set_NK, strict=True)],
+        "set": [
+            "+".join(teachers[s]) if k == "several" else "" for k, s in zip(judged.kind_N, judged.set_NK, strict=True)
+        ],
         "confidence": judged.confidence_N,
     }
     table |= {f"share_{t}": judged.share_NK[:, k] for k, t in enumerate(evidence.teachers)}
     return pd.DataFrame(table | {"share_own": judged.own_N})
 
 
-def _likelihood(evidence: Evidence, n_answers: int) -> dict[str, Any]:
-    """Responsibilities of base and teachers in an EM mixture over the answers, and the teacher of highest likelihood."""
-    candidates = [evidence.base, *evidence.teachers]
-    logp = total_logp(evidence, evidence.answer_T, n_answers)[:, evidence.columns(candidates)]
+def _answers(
+    evidence: Evidence, answers: pd.DataFrame, pooled: Pooled, judged: Judgement, routed: Mapping[str, str]
+) -> pd.DataFrame:
+    """The answers with their classes, what these rest on, and what the baselines would have said."""
+    teachers = np.array(evidence.teachers)
+    columns: dict[str, Any] = {
+        "reason": judged.reason_N.astype(object), "n_tokens": pooled.own_N, "n_contested": pooled.used_N, "explained": 1 - judged.joint_N,
+        "unexplained_nats": pooled.unexplained_N, "decoy_margin": judged.margin_N, "kl_base": pooled.kl_base_N,
+    }  # fmt: skip
+    columns |= {f"kl_{t}": pooled.kl_NK[:, k] for k, t in enumerate(teachers)}
+    columns |= {f"cosine_{t}": judged.cosine_NK[:, k] for k, t in enumerate(teachers)}
+    candidates = [evidence.base, *teachers]
+    logp = total_logp(evidence, evidence.answer_T, len(answers))[:, evidence.columns(candidates)]
     posterior, _ = responsibilities(logp)
-    best = np.array(evidence.teachers)[logp[:, 1:].argmax(1)] if n_answers else np.zeros(0, object)
-    return {f"likelihood_{m}": posterior[:, c] for c, m in enumerate(candidates)} | {"baseline_likelihood": best}
+    columns |= {f"likelihood_{m}": posterior[:, c] for c, m in enumerate(candidates)}
+    columns |= {
+        "baseline_routed": [routed.get(d, "") for d in answers["domain"]],
+        "baseline_closest": teachers[pooled.kl_NK.argmin(1)].astype(object),
+        "baseline_likelihood": teachers[logp[:, 1:].argmax(1)].astype(object),
+    }  # fmt: skip
+    told = {
+        "subject": evidence.subject,
+        "vocabulary": "full" if evidence.full_vocabulary else "top-k",
+        "calibration": _calibration(evidence),
+    }
+    return pd.concat([answers, _classes(evidence, judged), pd.DataFrame(columns).assign(**told)], axis=1)
 
 
-def _trace(evidence: Evidence, frame: pd.DataFrame, judged: Judgement, answers: pd.DataFrame, mask: npt.NDArray[np.bool_]) -> pd.DataFrame:
+def _calibration(evidence: Evidence) -> str:
+    return "decoys" if evidence.decoys else "uncalibrated"
+
+
+def _trace(
+    evidence: Evidence, frame: pd.DataFrame, judged: Judgement, answers: pd.DataFrame, mask: npt.NDArray[np.bool_]
+) -> pd.DataFrame:
     """The contract's trace columns, then ours."""
     of = answers.take(evidence.answer_T).reset_index(drop=True)
     columns: dict[str, Any] = {"item_id": of["item_id"], "sample": of["sample"], "position": evidence.position_T}
@@ -186,14 +206,25 @@ def _trace(evidence: Evidence, frame: pd.DataFrame, judged: Judgement, answers: 
     told = [evidence.base, *evidence.teachers]
     columns |= {f"kl_{m}": evidence.kl_TM[:, i] for m, i in zip(told, evidence.columns(told), strict=True)}
     classes = _classes(evidence, judged)
-    columns |= {c: classes[c] for c in (*(f"share_{t}" for t in evidence.teachers), "share_own", "label", "confidence", "set")}
+    columns |= {
+        c: classes[c] for c in (*(f"share_{t}" for t in evidence.teachers), "share_own", "label", "confidence", "set")
+    }
     columns |= {"domain": of["domain"], "answer_label": of["label"], "answer_confidence": of["confidence"]}
     return pd.DataFrame(columns | {"contested": mask, "sampled": evidence.own_T})
 
 
-def _spans(evidence: Evidence, frame: pd.DataFrame, judged: Judgement, span_T: Ints, answers: pd.DataFrame) -> pd.DataFrame:
+def _spans(
+    evidence: Evidence, frame: pd.DataFrame, judged: Judgement, span_T: Ints, answers: pd.DataFrame
+) -> pd.DataFrame:
     """One row a span that the model wrote: token positions [start, end) in its answer, text, class."""
-    rows = pd.DataFrame({"span": span_T, "answer": evidence.answer_T, "position": evidence.position_T, "token": frame["token"].astype(str)})
+    rows = pd.DataFrame(
+        {
+            "span": span_T,
+            "answer": evidence.answer_T,
+            "position": evidence.position_T,
+            "token": frame["token"].astype(str),
+        }
+    )
     grouped = rows.assign(own=evidence.own_T).groupby("span", sort=True)
     spans = pd.DataFrame({
         "answer": grouped["answer"].first(), "start": grouped["position"].min(), "end": grouped["position"].max() + 1,

@@ -29,7 +29,7 @@ def diagnose(run: RunDirectory) -> list[Finding]:
         found += interference_of(run).findings()
         for name in (m for m, table in models.items() if table["role"] in ("rival", "control")):
             found += [f for f in caps_of(run, name).findings() if f.subject.endswith(OVERALL)]
-    return found + _base_gate(run.records("base")) if "base" in models else found
+    return found + (_base_gate(run.records("base")) if "base" in models else [])
 
 
 def caps_of(run: RunDirectory, model: str = "student") -> CapsReport:
@@ -47,7 +47,9 @@ def interference_of(run: RunDirectory) -> InterferenceReport:
         raise RunDirectoryError(f"{run.path} has no teachers; the transfer matrix needs models trained on one domain each")
     manifest = run.manifest()
     sequence = [(m, d) for m, d in manifest["sequence"]]
-    return interference(run.records(), teachers, sequence=sequence, margin=manifest["plan"]["diagnosis"]["margin"])
+    ends = [m for m, t in manifest["models"].items() if t["role"] in ("student", "rival", "control")]
+    margin = manifest["plan"]["diagnosis"]["margin"]
+    return interference(run.records(), teachers, paths={m: m for m in ends}, sequence=sequence, margin=margin)
 
 
 def run_document(run: RunDirectory) -> dict[str, Any]:
@@ -66,7 +68,16 @@ def _records(run: RunDirectory) -> pd.DataFrame:
 
 
 def _provenance(run: RunDirectory) -> list[Finding]:
-    raise NotImplementedError
+    """Attribution of the student beside the teacher-free control, and the student's failures by class."""
+    manifest = run.manifest()
+    if "student" not in run.trace_names():
+        return []
+    answers = run.attribution("student")
+    controls = [n for n in run.trace_names() if n != "student"]
+    drawn = [a[a["drawn"]] for a in (answers, *(run.attribution(c) for c in controls))]
+    found = provenance.findings(drawn[0], drawn[1:])
+    failed = failures.failures(_records(run), manifest["route"], attributed=answers, teachers=list(_teachers(run)))
+    return found + failures.findings(failed)
 
 
 def _base_gate(records: pd.DataFrame) -> list[Finding]:

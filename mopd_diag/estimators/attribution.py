@@ -8,6 +8,7 @@ derives the formulas.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,19 +95,24 @@ def pool(
     shifts = project_out_base(evidence.gram_TJJ) if shifts_TSS is None else shifts_TSS
     group, kl_TM = group_T[use], evidence.kl_TM[use].astype(float)
     base, teachers = evidence.columns([evidence.base]), evidence.columns(evidence.teachers)
-
-    def total(values: Floats) -> Floats:
-        flat = values.reshape(len(group), -1)
-        sums = [np.bincount(group, weights=flat[:, c], minlength=n_groups) for c in range(flat.shape[1])]
-        return np.stack(sums, 1).reshape(n_groups, *values.shape[1:]) if sums else np.zeros((n_groups, 0))
-
     unexplained = np.zeros(n_groups)
     np.maximum.at(unexplained, group, kl_TM[:, [*base, *teachers]].min(1))
     own = np.bincount(group_T[evidence.own_T], minlength=n_groups)
+    kl_base, kl_teachers, kl_decoys = (
+        _sums(kl_TM[:, columns], group, n_groups) for columns in (base, teachers, evidence.columns(evidence.decoys))
+    )
     return Pooled(
-        total(shifts[use]), total(kl_TM[:, base])[:, 0], total(kl_TM[:, teachers]), total(kl_TM[:, evidence.columns(evidence.decoys)]),
-        unexplained, own, np.bincount(group, minlength=n_groups),
+        _sums(shifts[use], group, n_groups), kl_base[:, 0], kl_teachers, kl_decoys, unexplained, own, np.bincount(group, minlength=n_groups)
     )  # fmt: skip
+
+
+def _sums(values: Floats, group: Ints, n_groups: int) -> Floats:
+    """Rows added up by group: (rows, ...) -> (N, ...)."""
+    flat = values.reshape(len(group), math.prod(values.shape[1:]))
+    total = np.zeros((n_groups, flat.shape[1]))
+    for c in range(flat.shape[1]):
+        total[:, c] = np.bincount(group, weights=flat[:, c], minlength=n_groups)
+    return total.reshape(n_groups, *values.shape[1:])
 
 
 def cosines(gram_NSS: npt.ArrayLike) -> Floats:
@@ -114,7 +120,7 @@ def cosines(gram_NSS: npt.ArrayLike) -> Floats:
     gram = np.asarray(gram_NSS, dtype=float)
     norm = np.sqrt(np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0))
     norm = np.where(norm**2 > NEGLIGIBLE, norm, np.inf)
-    found = gram / norm[..., :, None] / norm[..., None, :]
+    found: Floats = gram / norm[..., :, None] / norm[..., None, :]
     found[..., np.arange(gram.shape[-1]), np.arange(gram.shape[-1])] = 1.0
     return np.clip(found, -1, 1)
 
@@ -182,8 +188,7 @@ def residuals(pooled: Pooled) -> tuple[Floats, Floats]:
 
 def total_logp(evidence: Evidence, group_T: Ints, n_groups: int) -> Floats:
     """Σ log p_m(token) over the tokens that the subject wrote (N, M), nats."""
-    logp, group = evidence.logp_TM[evidence.own_T], group_T[evidence.own_T]
-    return np.stack([np.bincount(group, weights=logp[:, m], minlength=n_groups) for m in range(logp.shape[1])], 1)
+    return _sums(evidence.logp_TM[evidence.own_T].astype(float), group_T[evidence.own_T], n_groups)
 
 
 def responsibilities(logp_NC: npt.ArrayLike, *, steps: int = 500, tolerance: float = 1e-9) -> tuple[Floats, Floats]:
@@ -195,7 +200,7 @@ def responsibilities(logp_NC: npt.ArrayLike, *, steps: int = 500, tolerance: flo
     """
     logp = np.asarray(logp_NC, dtype=float)
     prior = np.full(logp.shape[1], 1 / logp.shape[1])
-    posterior = special.softmax(logp, axis=1)
+    posterior: Floats = special.softmax(logp, axis=1)
     for _ in range(steps if len(logp) else 0):
         new = posterior.mean(0)
         done = np.abs(new - prior).max() < tolerance

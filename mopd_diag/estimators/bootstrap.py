@@ -7,6 +7,7 @@ Two ways to draw, both seeded, both resampling whole items (or whole clusters of
 - `bayesian`: item weights are Dirichlet(1, …, 1) (Rubin 1981, Ann. Stat. 9:130), and one *unseen item* joins the
   others, whose score in each column is drawn from Beta(1/2, 1/2) between the bounds of the scores. For 0/1 scores of
   one column this is exactly the Jeffreys interval, so that 30 right answers out of 30 give [0.92, 1] and not [1, 1].
+  Columns that go together on the seen items go together on the unseen one (Gaussian copula, correlation shrunk).
 - `percentile`: the textbook bootstrap (Efron 1979), multinomial counts over the items. It is what published intervals
   of paired differences use. When all replicates agree (no spread among the items) it falls back to `bayesian` and says
   so.
@@ -26,6 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from mopd_diag.errors import BadInput
 from mopd_diag.types import Estimate
@@ -42,6 +44,7 @@ Bounds = tuple[float, float] | None
 
 REPLICATES = 10_000
 CHUNK = 4_000_000  # weights held at once: 32 MB
+INDEPENDENT = 10  # items' worth of belief that columns differ on the unseen item
 SEED_LEVEL = 0x5EED  # keeps the draws of the training-seed level apart from those of the items
 
 
@@ -161,11 +164,10 @@ class Bootstrap:
         undefined = partial(Estimate.undefined, unit=unit, n_items=self.n_items, method=self.method)
         if self.reason:
             return undefined(self.reason)
-        value = float(statistic(self.point_V))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value, draws = float(statistic(self.point_V)), self.draws(statistic)
         if not np.isfinite(value):
             return undefined("not finite at the measured means")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            draws = self.draws(statistic)
         finite, tail = draws[np.isfinite(draws)], (1 - self.level) / 2
         if finite.size < (1 - tail) * draws.size:
             return undefined(f"not finite in {1 - finite.size / draws.size:.1%} of the replicates")
@@ -250,9 +252,29 @@ def _draw_means(
         totals_RV[start : start + step] = _weights(items, counts_K, shape, method, n_clusters) @ rows_KV
     if bounds is not None and unseen_weight:
         weight_R = unseen.standard_gamma(unseen_weight, replicates) * sizes_C.mean()
-        scores_RV = bounds[0] + (bounds[1] - bounds[0]) * unseen.beta(0.5, 0.5, (replicates, n_columns))
+        scores_RV = bounds[0] + (bounds[1] - bounds[0]) * _unseen_scores(unseen, rows_KV, counts_K, replicates)
         totals_RV += weight_R[:, None] * np.column_stack([scores_RV, np.ones(replicates)])
     return totals_RV[:, :-1] / totals_RV[:, -1:]
+
+
+def _unseen_scores(
+    rng: np.random.Generator, rows_KV: Floats, counts_K: npt.NDArray[np.integer[Any]], replicates: int
+) -> Floats:
+    """R × V scores in [0, 1], each Beta(1/2, 1/2), correlated as the columns are: `rows_KV` holds sums and, last, sizes."""
+    values_KV, n_columns = rows_KV[:, :-1] / rows_KV[:, -1:], rows_KV.shape[1] - 1
+    correlation = np.eye(n_columns)
+    varies = np.flatnonzero(np.ptp(values_KV, axis=0) > 0)
+    if len(varies) > 1:
+        correlation[np.ix_(varies, varies)] = _correlation(np.cov(values_KV[:, varies].T, fweights=counts_K))
+    n = counts_K.sum()
+    shrunk = (n * correlation + INDEPENDENT * np.eye(n_columns)) / (n + INDEPENDENT)
+    normal_RV = rng.standard_normal((replicates, n_columns)) @ np.linalg.cholesky(shrunk).T
+    return np.sin(np.pi / 2 * special.ndtr(normal_RV)) ** 2  # the arcsine law is Beta(1/2, 1/2)
+
+
+def _correlation(covariance: Floats) -> Floats:
+    sd = np.sqrt(np.diag(covariance))
+    return covariance / np.outer(sd, sd)
 
 
 def _weights(

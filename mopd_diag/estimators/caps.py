@@ -7,7 +7,7 @@ is better.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap, Floats, Seed, Statistic
+from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap, Floats, Seed
 from mopd_diag.estimators.selection import as_items_by_samples, best_of
 from mopd_diag.estimators.statistics import (
     Verdict,
@@ -73,12 +73,6 @@ def recovered(student: npt.ArrayLike, base: npt.ArrayLike, teacher: npt.ArrayLik
         return np.where(room > 0, (s - b) / room, np.nan)
 
 
-def ratio_of_means(means: Floats) -> Floats:
-    """Recovery from the columns of a cap's bootstrap: (..., 4) -> (...). Negative headroom in a replicate keeps its
-    sign."""
-    return (means[..., STUDENT] - means[..., BASE]) / (means[..., BEST] - means[..., BASE])
-
-
 def cap(
     student: npt.ArrayLike, base: npt.ArrayLike, teachers: Sequence[npt.ArrayLike], *, margin: float = 0.05,
     seed: Seed = 0, level: float = 0.95, replicates: int = REPLICATES,
@@ -99,9 +93,9 @@ def cap_over_seeds(
 
     - *Best teacher*: chosen on one half of the samples and scored on the other, both ways (`selection.best_of`).
     - *Recovery*: ratio of means; undefined, with the reason, when the interval of the headroom covers 0.
-    - *Verdict*: equivalence test of the gap with ±`margin` of accuracy. Its interval is widened on the safe side: the
-      upper end is taken against the cross-fitted teacher (on average not above the true cap) and the lower end also
-      against the best on all samples (on average not below it). Neither luck nor an overlooked teacher makes a verdict.
+    - *Verdict*: equivalence test of the gap with ±`margin` of accuracy.
+    - *Intervals* of recovery and gap are widened on the safe side: the upper end is taken against the cross-fitted teacher
+      (on average not above the true cap), the lower end also against the best on all samples (on average not below it).
     - *Partition*: `both` the student and some teacher solve the item; `surpassing` the student alone; `lost` the best
       teacher solves it and the student does not; `inherited` neither the student nor the best teacher.
 
@@ -125,7 +119,7 @@ def cap_over_seeds(
         for m in range(len(trainings[0][2]))
     ]
     headroom = boot.estimate(lambda m: m[..., BEST] - m[..., BASE], unit="difference")
-    gap = safe_gap(boot)
+    gap = joint_gap([boot])
     verdict = equivalence_verdict(gap, margin)
     effect = detectable_from_interval(gap)
     note = _note(verdict, margin, effect) if gap.defined else gap.note
@@ -141,29 +135,36 @@ def recovery(boot: Bootstrap, headroom: Estimate, note: str = "") -> Estimate:
         place = "lies below" if headroom.high < 0 else "covers"
         reason = f"the headroom's interval {place} 0: {headroom.value:.3f} [{headroom.low:.3f}, {headroom.high:.3f}]"
         return Estimate.undefined(reason, unit="ratio", n_items=boot.n_items, method=boot.method)
-    return boot.estimate(ratio_of_means, unit="ratio", note=note)
-
-
-def safe_gap(boot: Bootstrap) -> Estimate:
-    """Student − best teacher: against the cross-fitted one, the lower end also against the best on all samples."""
-    return joint_gap([boot])
+    return replace(joint_recovery([boot]), note=note) if headroom.defined else joint_recovery([boot])
 
 
 def joint_recovery(parts: Sequence[Bootstrap]) -> Estimate:
     """Unweighted mean of the recoveries of several domains, resampled together (items within each domain).
 
-    `parts`: bootstraps of caps whose headroom is surely above 0. Undefined when there are none.
+    `parts`: bootstraps of caps whose headroom is surely above 0. The lower end is also taken against the best teachers on
+    all samples, as in `joint_gap`. Undefined when there are no parts.
     """
     if not parts:
         return Estimate.undefined("no domain has headroom", unit="ratio")
-    return Bootstrap.join(parts).estimate(_mean_of(len(parts), ratio_of_means), unit="ratio")
+    return _against_both(parts, lambda m, t: (m[..., STUDENT] - m[..., BASE]) / (m[..., t] - m[..., BASE]), "ratio")
 
 
 def joint_gap(parts: Sequence[Bootstrap]) -> Estimate:
-    """Unweighted mean over domains of student − best teacher, with the ends of `safe_gap`."""
-    joined = Bootstrap.join(parts)
-    fitted = joined.estimate(_mean_of(len(parts), lambda m: m[..., STUDENT] - m[..., BEST]), unit="difference")
-    whole = joined.estimate(_mean_of(len(parts), lambda m: m[..., STUDENT] - m[..., WHOLE]), unit="difference")
+    """Unweighted mean over domains of student − best teacher (negative: below the cap).
+
+    Value and upper end against the cross-fitted teachers, lower end also against the best on all samples.
+    """
+    return _against_both(parts, lambda m, t: m[..., STUDENT] - m[..., t], "difference")
+
+
+def _against_both(parts: Sequence[Bootstrap], statistic: Callable[[Floats, int], Floats], unit: str) -> Estimate:
+    """Mean over domains of a statistic of (means, column of the teacher), its interval widened on the safe side."""
+    joined, n = Bootstrap.join(parts), len(parts)
+
+    def against(teacher: int) -> Estimate:
+        return joined.estimate(lambda m: statistic(m.reshape(*m.shape[:-1], n, 4), teacher).mean(-1), unit=unit)
+
+    fitted, whole = against(BEST), against(WHOLE)
     return replace(fitted, low=min(fitted.low, whole.low)) if fitted.defined and whole.defined else fitted
 
 
@@ -198,11 +199,6 @@ def pass_at_ks(
         for v, lacks in enumerate(lacking)
     ]
     return [told[m * len(ks) : (m + 1) * len(ks)] for m in range(len(models))]
-
-
-def _mean_of(n: int, statistic: Statistic) -> Statistic:
-    """Mean of a cap statistic over n joined domains of 4 columns each."""
-    return lambda m: statistic(m.reshape(*m.shape[:-1], n, 4)).mean(-1)
 
 
 def _note(verdict: Verdict, margin: float, effect: float) -> str:

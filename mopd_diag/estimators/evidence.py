@@ -145,9 +145,9 @@ def _broken(parts: Mapping[str, Any]) -> list[str]:
     all."""
     members, own = parts["members"], parts["own_T"]
     finite_M = np.isfinite(parts["logp_TM"][own]).all(0) & np.isfinite(parts["kl_TM"][own]).all(0)
-    finite_J = np.isfinite(np.diagonal(parts["gram_TJJ"][own], axis1=1, axis2=2)).all(0)
-    for name, finite in zip((members[0], *parts["teachers"], parts["base"]), finite_J, strict=True):
-        finite_M[members.index(name)] &= finite
+    finite_TJ = np.isfinite(np.diagonal(parts["gram_TJJ"][own], axis1=1, axis2=2))
+    for j, name in enumerate((members[0], *parts["teachers"], parts["base"])):
+        finite_M[members.index(name)] &= finite_TJ[:, j].all()
     found = [m for m, finite in zip(members, finite_M, strict=True) if not finite]
     if not found and not np.isfinite(parts["gram_TJJ"][own]).all():
         return [members[0]]

@@ -97,7 +97,9 @@ def judge(pooled: Pooled, rules: Rules | None = None, *, moved: float | None = N
         named = size * np.maximum(1 - best_residual, 0) * np.maximum(1 - best_residual / rest, 0)
         mixed = size * np.maximum(1 - joint_N / best_residual, 0)
     by_itself = size * np.clip(np.fmax(joint_N, -np.expm1(-pooled.unexplained_N)), 0, 1)
-    confidence = np.select([is_existing, is_own, is_alike | is_teacher, is_mixed], [1 - size, by_itself, named, mixed], 0.0)
+    confidence = np.select(
+        [is_existing, is_own, is_alike | is_teacher, is_mixed], [1 - size, by_itself, named, mixed], 0.0
+    )
     kind = np.select(
         [is_existing, is_own, is_alike | is_mixed, is_teacher], [EXISTING, OWN, SEVERAL, TEACHER], ABSTAIN
     ).astype("<U16")

@@ -45,7 +45,9 @@ def stages(world: World, budget: Budget) -> tuple[Stage, ...]:
     base = SFTStage(name="base", domains=everything, steps=sft, decay=sft // 5, warmup=min(50, sft // 10), gate=gate)
 
     teachers = [
-        GRPOStage(name=f"teacher-{family}", start="base", domains=names, steps=size.teacher * len(names), prompts=GROUPS, group=GROUP)
+        GRPOStage(
+            name=f"teacher-{family}", start="base", domains=names, steps=size.teacher * len(names), prompts=GROUPS, group=GROUP
+        )
         for family, names in families.items()
     ]
     student = MOPDStage(
@@ -53,20 +55,19 @@ def stages(world: World, budget: Budget) -> tuple[Stage, ...]:
     )
 
     rollouts = sum(t.steps for t in teachers) * GROUPS * GROUP + student.steps * student.prompts
-    matched = {"matched_to": "all teachers and the student together", "matched_on": "rollouts"}
+    path = "all teachers and the student together"
     mixed = GRPOStage(
-        name="rival-mixed-rl", start="base", domains=everything, steps=rollouts // (GROUPS * GROUP), prompts=GROUPS, group=GROUP, **matched
-    )
-    phases = []
+        name="rival-mixed-rl", start="base", domains=everything, steps=rollouts // (GROUPS * GROUP), prompts=GROUPS,
+        group=GROUP, matched_to=path, matched_on="rollouts",
+    )  # fmt: skip
+    phases: list[GRPOStage] = []
     for number, domain in enumerate(everything, 1):
-        last = number == len(everything)
-        phases.append(
-            GRPOStage(
-                name="rival-sequential-rl" if last else f"rival-sequential-rl.{number}-{domain}",
-                start=phases[-1].name if phases else "base",
-                domains=(domain,), steps=mixed.steps // len(everything), prompts=GROUPS, group=GROUP, **matched,
-            )  # fmt: skip
-        )
+        name = "rival-sequential-rl" if domain == everything[-1] else f"rival-sequential-rl.{number}-{domain}"
+        phase = GRPOStage(
+            name=name, start=phases[-1].name if phases else "base", domains=(domain,), steps=mixed.steps // len(everything),
+            prompts=GROUPS, group=GROUP, matched_to=path, matched_on="rollouts",
+        )  # fmt: skip
+        phases.append(phase)
     seqkd = SeqKDStage(
         name="rival-seqkd", start="base", domains=everything, teachers=route, steps=student.steps, batch=student.prompts,
         decay=student.steps // 5, matched_to="the student (both use the same teachers)", matched_on="sequences trained",

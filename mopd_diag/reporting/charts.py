@@ -19,6 +19,7 @@ from mopd_diag.types import Estimate
 FONT = "-apple-system, BlinkMacSystemFont, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', Arial, sans-serif"
 OVERALL = "overall"
 ROW = 19
+FIGURES = 104  # pixels that a ratio with its interval needs
 LABEL = 170  # pixels at which a label is cut off
 LETTER = 6.2  # pixels of one letter of a label, on the wide side: fonts differ between machines
 PASS_THROUGH: Any = None  # a scale of None paints the column's own colours
@@ -46,9 +47,14 @@ def frame_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(plain)
 
 
-def room(names: Iterable[str]) -> int:
-    """Pixels that the longest of some labels needs; beyond `LABEL` it is cut off with an ellipsis."""
-    return round(min(LABEL, 8 + LETTER * max((len(n) for n in names), default=0)))
+def room(names: Iterable[str], width: int) -> int:
+    """Pixels that the longest of some labels needs in a chart of `width`; beyond a good third it is cut off with an ellipsis."""
+    return round(min(LABEL, 0.38 * width, 8 + LETTER * max((len(n) for n in names), default=0)))
+
+
+def names_axis(names: Sequence[str], width: int, **options: Any) -> alt.Axis:
+    """An axis of names with room for them."""
+    return alt.Axis(minExtent=room(names, width), labelLimit=room(names, width), **options)
 
 
 def _bounds(e: Estimate) -> dict[str, float]:
@@ -66,10 +72,13 @@ def accuracy_chart(
     models = [m for m in cast.roles if m in accuracy]
     panels = [d for d in cast.domains if any(d in accuracy[m] for m in models)]
     panels += [OVERALL] if any(OVERALL in accuracy[m] for m in models) else []
-    labels = room(models)
+    labels = room(models, width)
     columns = max(1, min(len(panels), int((width - labels) // 170)))
     inner = int((width - labels) / columns - 24)
-    drawn = [_accuracy_panel(d, accuracy, models, cast, look, inner, i % columns == 0) for i, d in enumerate(panels)]
+    drawn = [
+        _accuracy_panel(d, accuracy, models, cast, look, inner, 0 if i % columns else labels)
+        for i, d in enumerate(panels)
+    ]
     return dressed(alt.concat(*drawn, columns=columns, spacing={"row": 22, "column": 20}), look)
 
 
@@ -80,7 +89,7 @@ def _accuracy_panel(
     cast: Cast,
     look: Look,
     width: int,
-    labelled: bool,
+    labels: int,
 ) -> alt.LayerChart | alt.FacetChart:
     rows = []
     for model in models:
@@ -93,7 +102,7 @@ def _accuracy_panel(
                 "about": f"{model}, {domain}: {text.share(e)}, {e.n_items} items",
             })  # fmt: skip
     data = frame_of(rows)
-    y = alt.Y("model:N", sort=[text.visible(m) for m in models], title=None, axis=_model_axis(models, labelled))
+    y = alt.Y("model:N", sort=[text.visible(m) for m in models], title=None, axis=_model_axis(labels))
     ticks = [0, 0.25, 0.5, 0.75, 1] if width > 190 else [0, 0.5, 1]
     x_axis = alt.Axis(format=".0%", values=ticks, title=None)
     x = alt.X("low:Q", scale=alt.Scale(domain=[0, 1], clamp=True), axis=x_axis)
@@ -121,11 +130,11 @@ def _accuracy_panel(
     return alt.layer(*layers, title=title).properties(width=width, height=ROW * len(models))
 
 
-def _model_axis(models: list[str], labelled: bool) -> alt.Axis:
-    """Model names with room for them; the student's stands out."""
+def _model_axis(labels: int) -> alt.Axis:
+    """Model names in so many pixels, or none; the student's stands out."""
     student = "datum.value === 'student'"
     weight = {"condition": {"test": student, "value": "bold"}, "value": "normal"}
-    return alt.Axis(labels=labelled, minExtent=room(models) if labelled else 0, labelFontWeight=weight)
+    return alt.Axis(labels=labels > 0, minExtent=labels, labelLimit=labels, labelFontWeight=weight)
 
 
 def recovery_chart(recoveries: Mapping[str, Estimate], look: Look = LIGHT, *, width: int = 370) -> alt.TopLevelMixin:
@@ -137,8 +146,9 @@ def recovery_chart(recoveries: Mapping[str, Estimate], look: Look = LIGHT, *, wi
     rows = [_recovery_row(d, recoveries[d], look, low, high) for d in domains]
     data = frame_of(rows)
     order = [text.visible(str(r["domain"])) for r in rows]
-    y = alt.Y("domain:N", sort=order, title=None, axis=alt.Axis(minExtent=room(order)))
-    scale = alt.Scale(domain=[low, high + 0.42 * (high - low)], nice=False)
+    y = alt.Y("domain:N", sort=order, title=None, axis=names_axis(order, width))
+    figures_share = FIGURES / (width - room(order, width))
+    scale = alt.Scale(domain=[low, low + (high - low) / (1 - figures_share)], nice=False)
     x = alt.X("low:Q", scale=scale, title=None, axis=alt.Axis(labels=False, grid=False))
     marks = pd.DataFrame({"at": [0.0, 1.0], "name": ["base", "best teacher"]})
     lines = alt.Chart(marks).mark_rule(color=look.muted, strokeDash=[3, 3]).encode(x=alt.X("at:Q", scale=scale))
@@ -191,11 +201,11 @@ def transfer_chart(
             "about": f"trained on {row}, evaluated on {column}: {text.points(e)}{'' if e.defined else ': ' + e.note}",
         })  # fmt: skip
     level = len(evaluated) <= 5
-    cell = int((width - 30 - room(trained)) / max(1, len(evaluated))) - 4
+    cell = int((width - 30 - room(trained, width)) / max(1, len(evaluated))) - 4
     base = alt.Chart(frame_of(rows)).encode(
         x=alt.X("evaluated:N", sort=[text.visible(c) for c in evaluated], title="evaluated on",
                 axis=alt.Axis(orient="top", labelAngle=0 if level else -40, labelLimit=cell if level else 90)),
-        y=alt.Y("trained:N", sort=[text.visible(c) for c in trained], title="trained on", axis=alt.Axis(minExtent=room(trained))),
+        y=alt.Y("trained:N", sort=[text.visible(c) for c in trained], title="trained on", axis=names_axis(trained, width)),
     )  # fmt: skip
     plates = base.mark_rect(stroke=look.card, strokeWidth=3, cornerRadius=5).encode(
         color=alt.Color("colour:N", scale=PASS_THROUGH, legend=None),
@@ -235,8 +245,8 @@ def provenance_chart(
                     "about": f"{model}, {domain}: {text.percent(end - start)} {LABELS.get(member, member)}",
                 })  # fmt: skip
                 start = end
-    names = room([*cast.domains, *(f"↳ {m}" for m in shares if m != first)])
-    axis = alt.Axis(labelExpr="split(datum.value, ' · ')[1] || datum.value", minExtent=names)
+    names = [*(b.partition(" · ")[0] for b in bars), *(f"↳ {m}" for m in shares if m != first)]
+    axis = names_axis(names, width, labelExpr="split(datum.value, ' · ')[1] || datum.value")
     base = alt.Chart(frame_of(rows)).encode(
         y=alt.Y("bar:N", sort=[text.visible(b) for b in bars], title=None, axis=axis)
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from mopd_diag.reporting import text
-from mopd_diag.reporting.charts import LABEL, PASS_THROUGH, ROW, dressed, frame_of, room
+from mopd_diag.reporting.charts import LABEL, PASS_THROUGH, ROW, dressed, frame_of, names_axis, room
 from mopd_diag.reporting.look import LIGHT, ROLE_SHAPES, Cast, Look
+from mopd_diag.reporting.paths import SERVICES, line_of
 from mopd_diag.types import Estimate
 
 CURVES = {"reward": "reward", "score": "score", "accuracy": "accuracy", "kl": "KL (nats)", "loss": "loss"}
@@ -61,7 +63,7 @@ def cost_chart(
         }
         for p, s in zip(points, seat, strict=True)
     ]  # fmt: skip
-    names_share = min(0.6, (room(p.model for p in points) + 6) / max(120, width - 40))
+    names_share = min(0.6, (room((p.model for p in points), width) + 6) / max(120, width - 40))
     data = frame_of(rows)
     x_scale = alt.Scale(domain=[0, reach * 1.15 / (1 - names_share)], nice=False)
     y_scale = alt.Scale(domain=[low, high], nice=False)
@@ -134,25 +136,30 @@ def _round_range(low: float, high: float) -> tuple[float, float]:
 def timeline_chart(
     ledger: pd.DataFrame, critical: Sequence[str], cast: Cast, look: Look = LIGHT, *, width: int = 760
 ) -> alt.TopLevelMixin:
-    """Stages on a time line: when each ran; the full bar is its wall time, the strong part the share inside the model.
+    """Stages on a time line, a row a model: the full bar is wall time, the strong part the share inside the model.
 
-    Stages of the critical path have a name in bold type and a mark.
+    Models on the critical path have a mark; all evaluations share a row, and so do all traces.
     """
     rows = []
+    marked = {line_of(s) for s in critical}
     for stage in ledger.sort_values(["started", "stage"]).to_dict("records"):
         name, start, seconds = str(stage["stage"]), float(stage["started"]), float(stage["seconds"])
-        inside = float(stage.get("seconds_model", 0.0) or 0.0)
+        inside, line = float(stage.get("seconds_model", 0.0) or 0.0), line_of(name)
         share = text.percent(inside / seconds if seconds else 0.0)
         rows.append({
-            "stage": f"{name} ●" if name in critical else name, "start": start, "end": start + seconds,
-            "model": start + min(inside, seconds), "colour": look.colour(cast, name), "text": text.duration(seconds),
+            "stage": f"{line} ●" if line in marked else line, "start": start, "end": start + seconds, "seconds": seconds,
+            "model": start + min(inside, seconds), "colour": look.colour(cast, name.rpartition(":")[2]), "text": "",
             "about": f"{name}: {text.duration(seconds)}, {share} inside the model"
                      + (", on the critical path" if name in critical else ""),
         })  # fmt: skip
-    order = [text.visible(str(r["stage"])) for r in rows]
-    base = alt.Chart(frame_of(rows)).encode(
-        y=alt.Y("stage:N", sort=order, title=None, axis=alt.Axis(minExtent=room(order)))
-    )
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault(row["stage"], []).append(row)
+    lines = {k: lines[k] for k in sorted(lines, key=lambda k: k in SERVICES.values())}
+    for line in lines.values():
+        max(line, key=lambda r: r["end"])["text"] = text.duration(sum(r["seconds"] for r in line))
+    order = [text.visible(line) for line in lines]
+    base = alt.Chart(frame_of(rows)).encode(y=alt.Y("stage:N", sort=order, title=None, axis=names_axis(order, width)))
     colour = alt.Color("colour:N", scale=PASS_THROUGH, legend=None)
     last = max((float(r["end"]) for r in rows), default=1.0)
     x = alt.X(
@@ -166,7 +173,7 @@ def timeline_chart(
     )
     inside = base.mark_bar(cornerRadius=2).encode(x=x, x2="model:Q", color=colour, tooltip="about:N")
     names = base.mark_text(align="left", dx=5, fontSize=10, color=look.muted).encode(x="end:Q", text="text:N")
-    return dressed(alt.layer(whole, inside, names).properties(height=(ROW + 1) * len(rows)), look, fit=width)
+    return dressed(alt.layer(whole, inside, names).properties(height=(ROW + 1) * len(lines)), look, fit=width)
 
 
 def curves_chart(

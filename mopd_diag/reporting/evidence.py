@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from mopd_diag.reporting import text
-from mopd_diag.reporting.look import LABELS, LIGHT, Cast
-from mopd_diag.types import Finding
+from mopd_diag.reporting.look import LABELS, LIGHT, WORLD, Cast
+from mopd_diag.reporting.reading import Case
 
 IDENTITY = ["item_id", "sample"]
 PREFIXES = ("logp_", "kl_", "share_")
@@ -31,13 +32,15 @@ class Token:
     kl: dict[str, float]
     share: dict[str, float]
     pivot: bool = False
+    named: str = ""
 
     @property
     def about(self) -> str:
         """Everything about the token in one line, for hovering."""
         sure = "" if math.isnan(self.confidence) else f", confidence {text.percent(self.confidence)}"
-        logp = ", ".join(f"{m} {v:.2f}" for m, v in self.logp.items()).replace("-0.00", "0.00")
-        return f"{LABELS.get(self.label, self.label)}{sure}" + (f" · log-probability: {logp}" if logp else "")
+        logp = ", ".join(f"{m} {v:.2f}" for m, v in self.logp.items() if v == v).replace("-0.00", "0.00")
+        named = f" ({self.named.replace('+', ', ')})" if self.named else ""
+        return f"{LABELS.get(self.label, self.label)}{named}{sure}" + (f" · log-probability: {logp}" if logp else "")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Failure:
     routed: str | None
     tokens: list[Token]
     attempts: list[Attempt]
-    finding: Finding | None = None
+    case: Case | None = None
     n_tokens: int = 0
 
     @property
@@ -87,34 +90,36 @@ def failures(
     trace: pd.DataFrame,
     records: pd.DataFrame,
     cast: Cast,
-    findings: Sequence[Finding] = (),
+    cases: Sequence[Case] = (),
     *,
     model: str = "student",
     limit: int = 6,
 ) -> list[Failure]:
-    """Up to `limit` failures of `model`: those that findings name first, then the surest labelled ones of each domain in turn."""
+    """Up to `limit` failures of `model`: those that `cases` name first, then the surest labelled ones of each domain in turn."""
     own = records[records["model"] == model]
     failed = own[own["score"] < 1].set_index(IDENTITY)
     failed = failed[~failed.index.duplicated()]
     answers = _answers(trace)
     known = answers.index.intersection(failed.index)
-    named = {
-        (str(f.evidence.get("item_id")), int(f.evidence.get("sample", 0))): f
-        for f in findings
-        if f.evidence.get("item_id")
-    }
+    named = {(c.item_id, c.sample): c for c in cases}
     ranked = answers.loc[known].assign(domain=failed.loc[known, "domain"])
-    chosen = [k for k in named if k in known]
-    chosen += [k for k in _in_turn(ranked) if k not in named]
+    shown = [c for c in cases if (c.item_id, c.sample) in known]
+    turns = Counter[str]()
+    order = {}
+    for case in shown:  # one case of each domain before the second of any
+        order[case.item_id, case.sample] = turns[case.finding.subject]
+        turns[case.finding.subject] += 1
+    chosen = sorted(order, key=lambda k: order[k])
+    chosen += [k for k in _in_turn(ranked) if k not in order]
     rows = {k: g for k, g in trace.groupby(IDENTITY, sort=False) if k in set(chosen[:limit])}
     found = []
     for key in chosen[:limit]:
-        record, answer, finding = failed.loc[key], answers.loc[key], named.get(key)
-        pivot = finding.evidence.get("pivot") if finding is not None else None
+        record, answer, case = failed.loc[key], answers.loc[key], named.get(key)
+        pivot = case.pivot if case is not None else None
         found.append(Failure(
             str(key[0]), int(key[1]), str(record["domain"]), str(record["prompt"]), str(record["response"]),
             cast.member(str(answer["label"])), float(answer["confidence"]), cast.routed(str(record["domain"])),
-            window(tokens_of(rows[key], cast, pivot)), attempts(records[records["item_id"] == key[0]], cast), finding, len(rows[key]),
+            window(tokens_of(rows[key], cast, pivot)), attempts(records[records["item_id"] == key[0]], cast), case, len(rows[key]),
         ))  # fmt: skip
     return found
 
@@ -159,10 +164,11 @@ def tokens_of(rows: pd.DataFrame, cast: Cast, pivot: object = None) -> list[Toke
     for row in rows.sort_values("position").to_dict("records"):
         tables = [_table(row, prefix, cast) for prefix in PREFIXES]
         label = row.get("label") or max(tables[2], key=lambda m: tables[2][m], default="abstain")
-        member = cast.member(str(label))
+        member = cast.member(str(label)) if row.get("sampled", True) else WORLD
         tokens.append(Token(
             int(row["position"]), text.visible(str(row.get("token", "")), spaces=True) or "∅", member, LIGHT.key(cast, member),
             cast.mark(member), float(row.get("confidence", math.nan)), *tables, pivot=row["position"] == pivot,
+            named=str(row.get("set") or ""),
         ))  # fmt: skip
     return tokens
 

@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from mopd_diag.reporting import charts, charts_cost, text
-from mopd_diag.reporting.look import CSS, DARK, LABELS, LIGHT, Cast, stylesheet_classes, stylesheet_variables
+from mopd_diag.reporting.look import CSS, DARK, LABELS, LIGHT, WORLD, stylesheet_classes, stylesheet_variables
 from mopd_diag.reporting.reading import OVERALL, STUDENT
 from mopd_diag.reporting.svg import Picture, pictures
 from mopd_diag.reporting.view import View
@@ -41,7 +41,7 @@ def render_html(view: View) -> str:
     template = environment().get_template("report.html.j2")
     return template.render(
         view=view, cast=view.cast, charts=_charts(view), policy=policy, style=Markup(style), script=Markup(script),
-        key=lambda label: LIGHT.key(view.cast, label), legend=_legend(view.cast), labels=LABELS, captions=CAPTIONS,
+        key=lambda label: LIGHT.key(view.cast, label), legend=_legend(view), labels=LABELS, captions=CAPTIONS,
     )  # fmt: skip
 
 
@@ -51,12 +51,23 @@ def environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=_shown,
     )  # fmt: skip
-    env.filters |= {"estimate": text.estimate, "percent": text.percent, "clip": text.clip, "evidence": evidence_text}
+    env.filters |= {
+        "estimate": text.estimate,
+        "percent": text.percent,
+        "clip": text.clip,
+        "fixed": fixed,
+        "evidence": evidence_text,
+    }
     return env
 
 
 def _shown(value: object) -> object:
     return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def fixed(value: float, digits: int) -> str:
+    """A plain number for the token tables; a dash where there is none."""
+    return "–" if value != value else f"{value:.{digits}f}"
 
 
 def evidence_text(finding: Finding) -> Markup:
@@ -78,9 +89,11 @@ def _style() -> str:
     return themes + (TEMPLATES / "report.css").read_text()
 
 
-def _legend(cast: Cast) -> list[tuple[str, str, str]]:
-    """Colour key, mark and meaning of every label of a token."""
-    return [(LIGHT.key(cast, m), cast.mark(m), LABELS.get(m, m)) for m in (*cast.teachers, *LABELS)]
+def _legend(view: View) -> list[tuple[str, str, str]]:
+    """Colour key, mark and meaning of every label of a token; the world's only where it spoke."""
+    cast, spoke = view.cast, any(t.label == WORLD for f in view.failures for t in f.tokens)
+    labels = [label for label in LABELS if label != WORLD or spoke]
+    return [(LIGHT.key(cast, m), cast.mark(m), LABELS.get(m, m)) for m in (*cast.teachers, *labels)]
 
 
 def _charts(view: View) -> dict[str, list[Picture]]:

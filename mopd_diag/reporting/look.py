@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+WORLD = "world"
 LABELS = {
     "several": "several teachers alike",
     "pre-existing": "the base does it already",
     "own": "the student's own",
     "abstain": "cannot be told",
+    WORLD: "the world's reply, not the model's",
 }
-LABEL_MARKS = {"several": "sev", "pre-existing": "pre", "own": "own", "abstain": "?"}
+LABEL_MARKS = {"several": "sev", "pre-existing": "pre", "own": "own", "abstain": "?", WORLD: "·"}
 ROLE_ORDER = ("base", "teacher", "student", "rival", "control")
 ROLE_SHAPES = {
     "base": "triangle-down",
@@ -137,12 +139,12 @@ class Look:
     def table(self) -> dict[str, str]:
         """Every colour by its key."""
         flat: dict[str, str] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if isinstance(value, tuple):
-                flat |= {f"{field.name.removesuffix('s')}-{i}": colour for i, colour in enumerate(value)}
+                flat |= {f"{each.name.removesuffix('s')}-{i}": colour for i, colour in enumerate(value)}
             else:
-                flat[field.name] = value
+                flat[each.name] = value
         return flat
 
 
@@ -163,8 +165,8 @@ DARK = Look(
 
 def _as_variables(look: Look) -> Look:
     values: dict[str, Any] = {}
-    for field in fields(look):
-        value, name = getattr(look, field.name), field.name
+    for each in fields(look):
+        value, name = getattr(look, each.name), each.name
         values[name] = (
             tuple(f"var(--{name.removesuffix('s')}-{i})" for i in range(len(value)))
             if isinstance(value, tuple)

@@ -11,7 +11,7 @@ from mopd_diag.reporting.look import LABELS
 from mopd_diag.reporting.tables import Table
 from mopd_diag.reporting.view import View
 
-SPECIAL = re.compile(r"([\\`*_<>#|~$@]|!(?=\[)|\](?=[(\[:]))")
+SPECIAL = re.compile(r"([\\`*_<>#|~$@]|!(?=\[)|\](?=[(\[])|^\[)")
 
 
 def render_markdown(view: View) -> str:
@@ -57,7 +57,7 @@ def _lines(view: View) -> Iterator[str]:
         yield from (f"**{answer.question}** {plain(answer.sentence)}", "")
     for name, heading in (
         ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"), ("provenance", "Which teacher"), ("caps", "Caps"),
-        ("transfer", "Transfer"), ("measures", "Forgetting and regret"), ("checks", "Checks"), ("unknown", "What could not be told"),
+        ("transfer", "Transfer"), ("failures", "Failures by class"), ("measures", "Forgetting and regret"), ("checks", "Checks"), ("unknown", "What could not be told"),
     ):  # fmt: skip
         if name in view.tables:
             yield from (f"## {heading}", "", f"{plain(view.tables[name].caption)}.", "", *table(view.tables[name]))

@@ -81,7 +81,7 @@ def path_cost(ledger: pd.DataFrame, stage: str, *, without: Iterable[str] = ("ba
 
 
 def critical_path(ledger: pd.DataFrame, stage: str | None = None) -> tuple[list[str], float]:
-    """The longest chain of stages that ends in `stage` (or anywhere): the time that no number of machines could save.
+    """The longest chain of stages that ends in `stage` (or in any model): the time that no number of machines could save.
 
     Returns the stages in order and their summed seconds.
     """
@@ -96,7 +96,7 @@ def critical_path(ledger: pd.DataFrame, stage: str | None = None) -> tuple[list[
             best[name] = ([*line, name], time + seconds[name])
         return best[name]
 
-    chains = [chain(s, frozenset()) for s in ([stage] if stage in parents else parents)]
+    chains = [chain(s, frozenset()) for s in ([stage] if stage in parents else (p for p in parents if ":" not in p))]
     return max(chains, key=lambda c: c[1], default=([], 0.0))
 
 

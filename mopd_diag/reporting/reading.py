@@ -11,7 +11,10 @@ Evidence keys that are used (all optional; what is missing is left out of the pa
   positive is bad.
 - `attribution`, subject `MODEL/DOMAIN` or `MODEL/overall`, estimate = share of the answers given to the domain's own teacher:
   `shares` (label -> share), `baseline_routed`, `baseline_likelihood` (share, or a name). MODEL other than `student`: the control.
-- `failure`: `item_id`, `sample`, `pivot` (position), `model`.
+  `excess` (control -> estimate as dict: how many times as much of its shift the control leaves unexplained); verdict `inherited`,
+  `own`, `pre-existing`, `undetermined`, or `control`.
+- `failure`, subject `MODEL/DOMAIN` or `MODEL/overall`: `shares` (class -> estimate as dict), `n_failed`, `cases` (class -> list of
+  `item_id`, `sample`, `teacher`); or one case in `item_id`, `sample`, `pivot` (position).
 - any kind: `why` (or `reason`, `note`), a sentence in words.
 """
 
@@ -73,6 +76,23 @@ class Provenance:
     routed: Estimate
     shares: dict[str, float]
     baselines: dict[str, Any]
+    excess: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One failed answer that a finding points at, with its class and the teacher it comes from ("" for none)."""
+
+    finding: Finding
+    kind: str
+    item_id: str
+    sample: int
+    teacher: str = ""
+    pivot: int | None = None
+
+    @property
+    def words(self) -> str:
+        return f"{self.kind}, {self.teacher}" if self.teacher else self.kind
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,8 @@ class Reading:
     provenance: dict[str, dict[str, Provenance]] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
-    failures: list[Finding] = field(default_factory=list)
+    failures: dict[str, Finding] = field(default_factory=dict)
+    cases: list[Case] = field(default_factory=list)
     unknown: list[Finding] = field(default_factory=list)
 
     @classmethod
@@ -116,10 +137,7 @@ class Reading:
         if f.kind == "cap" and about_domain:
             self.caps.setdefault(model, {})[domain] = _cap(f, value)
         elif f.kind == "attribution" and about_domain:
-            shares = f.evidence.get("shares")
-            table = {str(k): float(v) for k, v in shares.items() if _number(v)} if isinstance(shares, Mapping) else {}
-            baselines = {k.removeprefix("baseline_"): v for k, v in f.evidence.items() if k.startswith("baseline_")}
-            self.provenance.setdefault(model, {})[domain] = Provenance(f, value, table, baselines)
+            self.provenance.setdefault(model, {})[domain] = _provenance(f, value)
         elif f.kind == "interference" and {"trained_on", "evaluated_on"} <= f.evidence.keys():
             self.cells.append(Cell(f, str(f.evidence["trained_on"]), str(f.evidence["evaluated_on"]), value))
         elif f.kind == "interference":
@@ -129,7 +147,10 @@ class Reading:
                     Measure(f, name, str(f.evidence.get("model", model)), str(f.evidence.get("domain", "")), value)
                 )
         elif f.kind == "failure":
-            self.failures.append(f)
+            if about_domain and f.evidence.get("shares"):
+                self.failures[domain] = f
+            if domain != OVERALL:
+                self.cases.extend(_cases(f))
 
     @property
     def controls(self) -> list[str]:
@@ -147,6 +168,33 @@ def _cap(f: Finding, recovery: Estimate) -> Cap:
     counts = partition.items() if isinstance(partition, Mapping) else ()
     parts = {str(k): int(v) for k, v in counts if _number(v)}
     return Cap(f, recovery, base, student, best, gap, teacher if isinstance(teacher, str) else None, parts)
+
+
+def _provenance(f: Finding, routed: Estimate) -> Provenance:
+    shares, excess = (f.evidence.get(k) if isinstance(f.evidence.get(k), Mapping) else {} for k in ("shares", "excess"))
+    table = {str(k): float(v) for k, v in dict(shares or {}).items() if _number(v)}
+    baselines = {k.removeprefix("baseline_"): v for k, v in f.evidence.items() if k.startswith("baseline_")}
+    beyond = {str(k): as_estimate(v) for k, v in dict(excess or {}).items()}
+    return Provenance(f, routed, table, baselines, {k: e for k, e in beyond.items() if e is not None})
+
+
+def _cases(f: Finding) -> list[Case]:
+    """The cases of a finding, one of each class before the second of any."""
+    table = f.evidence.get("cases")
+    if not isinstance(table, Mapping):
+        if not f.evidence.get("item_id"):
+            return []
+        table = {f.verdict: [f.evidence]}
+    found = [
+        (
+            turn,
+            Case(f, str(kind), str(c["item_id"]), int(c.get("sample", 0)), str(c.get("teacher") or ""), c.get("pivot")),
+        )
+        for kind, cases in table.items()
+        for turn, c in enumerate(cases)
+        if isinstance(c, Mapping) and "item_id" in c
+    ]
+    return [case for _, case in sorted(found, key=lambda tc: tc[0])]
 
 
 def split_subject(subject: str) -> tuple[str, str]:

@@ -11,7 +11,17 @@ import pandas as pd
 from mopd_diag.reporting import text
 from mopd_diag.reporting.look import Cast
 from mopd_diag.reporting.paths import line_of, model_share, parents_of, path_cost
-from mopd_diag.reporting.reading import MEASURES, OVERALL, STUDENT, Cap, Provenance, Reading, reason_of, words_of
+from mopd_diag.reporting.reading import (
+    MEASURES,
+    OVERALL,
+    STUDENT,
+    Cap,
+    Provenance,
+    Reading,
+    as_estimate,
+    reason_of,
+    words_of,
+)
 from mopd_diag.types import Estimate, Finding
 
 PARTS = {"both": "both solve", "inherited": "both fail"}
@@ -88,18 +98,26 @@ def provenance_table(reading: Reading, cast: Cast) -> Table:
     models = [m for m in (STUDENT, *reading.controls) if m in reading.provenance]
     baselines = list(dict.fromkeys(b for m in models for p in reading.provenance[m].values() for b in p.baselines))
     domains = [d for d in (*cast.domains, OVERALL) if any(d in reading.provenance[m] for m in models)]
-    columns = ["domain", "model", "to the domain's teacher", *(f"baseline: {b}" for b in baselines), "everything else"]
+    compared = any(p.excess for m in models for p in reading.provenance[m].values())
+    columns = ["domain", "model", "to the domain's teacher", *(f"baseline: {b}" for b in baselines), "verdict"]
+    columns += ["control unexplained"] * compared + ["everything else"]
     rows, finds = [], list[str]()
     for domain in domains:
         for model in models:
             p = reading.provenance[model].get(domain)
             if p is not None:
-                told = [_baseline(p.baselines.get(b)) for b in baselines]
-                rows.append([_domain(domain), model, text.share(p.routed), *told, _rest(p, cast, domain)])
+                row = [
+                    _domain(domain),
+                    model,
+                    text.share(p.routed),
+                    *(_baseline(p.baselines.get(b)) for b in baselines),
+                ]
+                times = ", ".join(f"× {text.ratio(e)}" if e.defined else text.UNKNOWN for e in p.excess.values())
+                rows.append([*row, p.finding.verdict, *[times or "–"] * compared, _rest(p, cast, domain)])
                 finds.append(p.finding.id)
     caption = "To whom the answers are attributed, for the student and for a model that never saw a teacher"
     strong = frozenset(i for i, r in enumerate(rows) if r[1] == STUDENT)
-    return Table(caption, columns, rows, frozenset({"model", "everything else"}), strong, finds=finds)
+    return Table(caption, columns, rows, frozenset({"model", "verdict", "everything else"}), strong, finds=finds)
 
 
 def _rest(p: Provenance, cast: Cast, domain: str) -> str:
@@ -118,27 +136,54 @@ def _baseline(value: object) -> str:
     return "–" if value is None else str(value)
 
 
+def failures_table(reading: Reading) -> Table:
+    """Where the student's failed answers come from, by class."""
+    told = {d: {c: as_estimate(e) for c, e in f.evidence["shares"].items()} for d, f in reading.failures.items()}
+    classes = list(dict.fromkeys(c for shares in told.values() for c in shares))
+    domains = sorted(told, key=lambda d: d == OVERALL)
+    rows = []
+    for domain in domains:
+        shares = [told[domain].get(c) for c in classes]
+        failed = reading.failures[domain].evidence.get("n_failed", "–")
+        rows.append([_domain(domain), str(failed), *("–" if e is None else text.share(e) for e in shares)])
+    finds = [reading.failures[d].id for d in domains]
+    caption = "Share of the student's failed answers in each class, with 95% intervals over items"
+    return Table(caption, ["domain", "failed answers", *classes], rows, strong=_last(told), finds=finds)
+
+
 def rivals_table(
     accuracy: Mapping[str, Mapping[str, Estimate]], ledger: pd.DataFrame, reading: Reading, cast: Cast
 ) -> Table:
     """The paths side by side at what each cost, recovery and the worst domain beside the mean."""
-    matched = {str(r["stage"]): r for r in ledger.to_dict("records")} if len(ledger) else {}
+    stages = set(ledger["stage"].astype(str)) if len(ledger) else set()
     models = [m for m in cast.with_role("student", "rival", "control") if m in accuracy]
     recovered = {m: reading.caps[m][OVERALL].recovery for m in models if OVERALL in reading.caps.get(m, {})}
-    columns = ["path", "all domains", *["recovery"] * bool(recovered), "worst domain", "tokens sampled", "trained", "scored", "FLOPs", "matched on"]
+    columns = [
+        "path",
+        "all domains",
+        *["recovery"] * bool(recovered),
+        "worst domain",
+        "tokens sampled",
+        "trained",
+        "scored",
+        "FLOPs",
+    ]
     rows = []
     for model in models:
         domains = {d: e for d, e in accuracy[model].items() if d != OVERALL and e.defined}
         worst = min(domains, key=lambda d: domains[d].value, default=None)
-        cost = path_cost(ledger, model).counts if model in matched else {}
+        cost = path_cost(ledger, model).counts if model in stages else {}
         row = [model, _maybe(accuracy[model].get(OVERALL))]
         row += [text.ratio(recovered[model]) if model in recovered else "–"] * bool(recovered)
         row += [f"{worst} {text.share(domains[worst])}" if worst else "–"]
-        row += [text.count(cost[c]) if c in cost else "–" for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")]
-        rows.append([*row, str(matched.get(model, {}).get("matched_on") or "–").replace("_", " ")])
+        row += [
+            text.count(cost[c]) if c in cost else "–"
+            for c in ("tokens_sampled", "tokens_trained", "tokens_scored", "flops")
+        ]
+        rows.append(row)
     caption = "Each path with the cost of everything it was made from, teachers included and the shared base left out"
     strong = frozenset(i for i, m in enumerate(models) if m == STUDENT)
-    return Table(caption, columns, rows, frozenset({"matched on"}), strong, list(models))
+    return Table(caption, columns, rows, strong=strong, keys=list(models))
 
 
 def measures_table(reading: Reading, cast: Cast) -> Table:
@@ -159,7 +204,18 @@ def measures_table(reading: Reading, cast: Cast) -> Table:
 
 def ledger_table(ledger: pd.DataFrame, critical: Sequence[str]) -> Table:
     """One row a training stage, one for all evaluations, one for all traces, and the sum."""
-    columns = ["stage", "algorithm", "made from", "tokens sampled", "trained", "scored", "FLOPs", "time", "in the model", "device"]
+    columns = [
+        "stage",
+        "algorithm",
+        "made from",
+        "tokens sampled",
+        "trained",
+        "scored",
+        "FLOPs",
+        "time",
+        "in the model",
+        "device",
+    ]
     service = ledger["stage"].astype(str).str.contains(":")
     rows = []
     for r in ledger[~service].to_dict("records"):

@@ -13,25 +13,25 @@ SHARES = {"share", "accuracy", "probability"}
 DIFFERENCES = {"difference", "points", "accuracy difference", "share difference"}
 RATIOS = {"ratio", "recovery", "headroom", "share of headroom", ""}
 
+ARROWS = {"\n": "↵", "\t": "⇥"}
+
 # -- untrusted text -----------------------------------------------------------------------------------------------------
 
 
 def visible(text: str, *, spaces: bool = False) -> str:
     """`text` with everything that could hide, reorder or overprint made into harmless, visible characters.
 
-    Control characters become their Unicode pictures, bidirectional and other format characters their code points in angle
-    quotes, a combining mark without a letter before it gets a dotted circle. `spaces` also marks blanks.
+    Line ends and tabs become arrows, other control, bidirectional and format characters their code points in angle quotes, a
+    combining mark without a letter before it gets a dotted circle. `spaces` also marks blanks.
 
     >>> visible("a\\u202eb\\n")
-    'a‹U+202E›b␊'
+    'a‹U+202E›b↵'
     """
     shown = []
     for position, character in enumerate(text):
         code, category = ord(character), unicodedata.category(character)
-        if code < 0x20:
-            shown.append(chr(0x2400 + code))
-        elif code == 0x7F:
-            shown.append("␡")
+        if character in ARROWS:
+            shown.append(ARROWS[character])
         elif category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
             shown.append(f"‹U+{code:04X}›")
         elif character == " ":

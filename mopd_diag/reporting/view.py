@@ -156,7 +156,7 @@ def _failures(
             f"No token-level evidence: the trace lacks {text.listed(sorted(needed)) if needed else 'its records'}."
         )
         return []
-    return failures(trace, records, cast, reading.failures)
+    return failures(trace, records, cast, reading.cases)
 
 
 def _curves(run: RunDirectory, manifest: Mapping[str, Any], cast: Cast) -> dict[str, pd.DataFrame]:
@@ -187,6 +187,7 @@ def _tables(
         "transfer": tables.transfer_table(reading),
         "rivals": tables.rivals_table(accuracy, ledger, reading, cast),
         "measures": tables.measures_table(reading, cast),
+        "failures": tables.failures_table(reading),
         "checks": tables.preflight_table(reading.findings),
         "unknown": tables.unknown_table(reading.unknown),
     }

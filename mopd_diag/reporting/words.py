@@ -83,8 +83,9 @@ def _control(reading: Reading) -> tuple[str, str]:
     _, said = _attributed(reading.provenance[control])
     opening = f"The teacher-free control {control} never saw a teacher, and the same method gives {said[0].lower() + said[1:]}"
     opening += " of its answers to these teachers."
-    mine = reading.provenance[STUDENT].get(OVERALL)
-    theirs = reading.provenance[control].get(OVERALL)
+    mine, theirs = reading.provenance[STUDENT].get(OVERALL), reading.provenance[control].get(OVERALL)
+    if mine is not None and control in mine.excess:
+        return f"{opening} {_beyond(reading.provenance[STUDENT])}", _judged(mine, mine.excess[control])
     if mine is None or theirs is None or not (mine.routed.defined and theirs.routed.defined):
         return opening, "Only what the student has beyond that can come from teaching."
     gap = text.plural(round(100 * abs(mine.routed.value - theirs.routed.value)), "point")
@@ -96,6 +97,26 @@ def _control(reading: Reading) -> tuple[str, str]:
     if mine.routed.high < theirs.routed.low:
         return opening, f"That is {gap} more than the student: closeness says nothing about origin here."
     return opening, "The two intervals overlap, so closeness says nothing about origin here."
+
+
+def _judged(mine: Provenance, excess: Estimate) -> str:
+    """What the comparison with the control comes to, in the finding's own verdict."""
+    if mine.finding.verdict in ("own", "pre-existing"):
+        return {"own": "No listed teacher explains most of it.", "pre-existing": "The base does most of it already."}[
+            mine.finding.verdict
+        ]
+    if not excess.defined:
+        return f"The control cannot be compared: {excess.note}."
+    left = f"The control leaves {text.ratio(excess)} times as much of its shift unexplained as the student"
+    if mine.finding.verdict == "inherited":
+        return f"{left}: beyond likeness, the behaviour was taught."
+    return f"{left}: too little to tell teaching from likeness."
+
+
+def _beyond(table: dict[str, Provenance]) -> str:
+    """On which domains the verdict is more than likeness."""
+    taught = [d for d, p in table.items() if d != OVERALL and p.finding.verdict == "inherited"]
+    return f"Teaching is told from likeness on {text.listed(taught, none='no single domain')}."
 
 
 # -- caps -----------------------------------------------------------------------------------------------------------------

@@ -122,6 +122,13 @@ class RunDirectory:
         path = self._require(f"traces/{name}.parquet", "no attribution of that model yet; repeat `mopd-diag run`")
         return pd.read_parquet(path, columns=columns)
 
+    def attribution_path(self, name: str) -> Path:
+        return self.path / "attribution" / f"{name}.parquet"
+
+    def attribution(self, name: str) -> pd.DataFrame:
+        """Attributed answers of one model, one row an answer; `drawn` marks those that shares are estimated from."""
+        return pd.read_parquet(self._require(f"attribution/{name}.parquet", "no attribution of that model yet; repeat `mopd-diag run`"))
+
     def metrics(self, stage: str) -> pd.DataFrame:
         """Training curves of a stage, one row a logged step; empty when the stage logs none."""
         path = self.path / "metrics" / f"{stage}.parquet"
@@ -144,5 +151,6 @@ class RunDirectory:
 def _finding(table: dict[str, Any]) -> Finding:
     estimate = table["estimate"]
     if estimate is not None:
-        estimate = Estimate(**{k: math.nan if v is None else v for k, v in estimate.items()})
+        numbers: dict[str, Any] = {k: math.nan if v is None else v for k, v in estimate.items()}
+        estimate = Estimate(**numbers)
     return Finding(**{**table, "estimate": estimate})

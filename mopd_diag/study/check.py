@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mopd_diag.config import Cast, MOPDStage, SeqKDStage, load_cast, read_toml
 from mopd_diag.errors import BadInput, CheckpointError
-from mopd_diag.estimators.statistics import mean
+from mopd_diag.estimators.bootstrap import Bootstrap
 from mopd_diag.prompts import Prompt, read_prompts
 from mopd_diag.seeds import seed_of
 from mopd_diag.study.resolve import Study, find_plan
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FOREIGN_KL = 0.1
 """Nats a token: between the initial KL of same-origin teachers (0.04) and of a foreign one that collapsed (0.19), 2606.30406."""
+OUTLIER = 3.0
+"""A teacher is far when it is also this many times further than the median teacher: strong RL moves all of them."""
 STARVED, DOMINANT = 0.25, 4.0
 """Token share over prompt share: instruction following at 0.9 % of the tokens and 20 % of the prompts starved (2608.19098)."""
 SAMPLE_ITEMS = 200
@@ -50,28 +52,27 @@ def check_plan(study: Study) -> list[Finding]:
     ]  # fmt: skip
     for stage in study.stages:
         if isinstance(stage, MOPDStage | SeqKDStage):
-            lengths = {
-                d: np.array([len(i.target) + 1 for i in study.world.draw_batch([d], SAMPLE_ITEMS, (study.plan.seed, "check"))])
-                for d in study.domains(stage)
-            }
-            found += [_token_share(stage.name, d, lengths) for d in lengths]
+            found += _token_shares(study, stage)
     return found
 
 
-def _token_share(stage: str, domain: str, lengths: Mapping[str, np.ndarray]) -> Finding:
-    """Share of the answer tokens that a domain contributes when its prompts are as many as the others' (right answers assumed)."""
-    means = {d: mean(x.astype(float)) for d, x in lengths.items()}
-    total = sum(m.value for m in means.values())
-    own, prompt_share = means[domain], 1 / len(lengths)
-    share = Estimate(
-        own.value / total, own.low / total, own.high / total, own.level, "share", own.n_items, own.n_clusters, own.method, "of right answers"
-    )  # fmt: skip
-    ratio = share.value / prompt_share
-    verdict, severity = _balance(ratio)
-    return Finding(
-        f"preflight-tokens-{stage}-{domain}", "preflight", f"{stage}/{domain}", verdict, severity, share,
-        {"prompt_share": prompt_share, "token_share": share.value, "note": f"token share is {ratio:.2f} of the prompt share"},
-    )  # fmt: skip
+def _token_shares(study: Study, stage: MOPDStage | SeqKDStage) -> list[Finding]:
+    """Share of the answer tokens of each domain when prompts are shared out evenly and answered right."""
+    domains = study.domains(stage)
+    lengths = []
+    for k, domain in enumerate(domains):
+        items = study.world.draw_batch([domain], SAMPLE_ITEMS, (study.plan.seed, "check"))
+        length_I = np.array([len(i.target) + 1.0 for i in items])  # one token a character, and the end-of-sequence
+        lengths.append(Bootstrap.of(length_I, seed=[study.plan.seed, k], bounds=None))
+    drawn, prompt_share, found = Bootstrap.join(lengths), 1 / len(domains), []
+    for k, domain in enumerate(domains):
+        share = drawn.estimate(lambda m, k=k: m[..., k] / m.sum(-1), note="of right answers' tokens")
+        ratio = share.value / prompt_share
+        verdict, severity = _balance(ratio)
+        evidence = {"prompt_share": prompt_share, "note": f"its share of the tokens is {ratio:.2f} of its share of the prompts"}
+        name = f"preflight-tokens-{stage.name}-{domain}"
+        found.append(Finding(name, "preflight", f"{stage.name}/{domain}", verdict, severity, share, evidence))
+    return found
 
 
 def _balance(ratio: float) -> tuple[str, Severity]:
@@ -123,12 +124,14 @@ def _measured(members: CastModels, prompts: Sequence[Prompt], seed: int) -> list
     domains = [p.domain for p in chosen]
     answers = np.arange(len(chosen))
     tokens = np.bincount(evidence.answer_T, minlength=len(chosen))
-    found = []
+    distance = {}
     for teacher in members.teachers:
         taught = [d for d, t in members.route.items() if t == teacher] or sorted(set(domains))
         mine = [i for i in answers if domains[i] in taught]
         kl = np.bincount(evidence.answer_T, evidence.kl_TM[:, evidence.members.index(teacher)], minlength=len(chosen))
-        found.append(_initial_kl(teacher, kl[mine] / np.maximum(tokens[mine], 1)))
+        distance[teacher] = kl[mine] / np.maximum(tokens[mine], 1)
+    usual = float(np.median([x.mean() for x in distance.values() if len(x)])) if len(distance) > 1 else 0.0
+    found = [_initial_kl(teacher, kl_I, usual) for teacher, kl_I in distance.items()]
     found += _shares(members, rollouts, domains)
     return found
 
@@ -140,17 +143,18 @@ def _per_domain(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [p for group in kept.values() for p in group[:SAMPLE_ITEMS]]
 
 
-def _initial_kl(teacher: str, kl_I: np.ndarray) -> Finding:
-    estimate = mean(kl_I)
-    estimate = Estimate(
-        estimate.value, estimate.low, estimate.high, estimate.level, "nats a token", estimate.n_items, estimate.n_clusters, estimate.method,
-        estimate.note,
-    )  # fmt: skip
-    far = estimate.defined and estimate.low > FOREIGN_KL
-    note = (
-        f"KL(base‖{teacher}) on the base's own answers; same-origin teachers start near 0.04, a foreign one at 0.19 made training collapse"
-    )
-    verdict = "far" if far else "near" if estimate.defined and estimate.high < FOREIGN_KL else "undetermined"
+def _initial_kl(teacher: str, kl_I: np.ndarray, usual: float) -> Finding:
+    unit = "nats a token"
+    if len(kl_I) < 2:
+        estimate = Estimate.undefined("fewer than two prompts of its domains", unit=unit, n_items=len(kl_I))
+    else:
+        estimate = Bootstrap.of(kl_I, seed=0, bounds=None).column(0, unit=unit)
+    limit = max(FOREIGN_KL, OUTLIER * usual)
+    far, near = estimate.low > limit, estimate.high < limit  # both false when undefined
+    note = f"KL(base‖{teacher}) on the base's own answers, against a limit of {limit:.2f}"
+    if far:
+        note += "; a teacher of another origin can make training collapse"
+    verdict = "far" if far else "near" if near else "undetermined"
     return Finding(f"preflight-kl-{teacher}", "preflight", teacher, verdict, "warning" if far else "info", estimate, {"note": note})
 
 

@@ -15,8 +15,10 @@ import pandas as pd
 import torch
 
 from mopd_diag.config import GRPOStage, MergeStage, MOPDStage, SeqKDStage, SFTStage, Stage
+from mopd_diag.diagnostics.attribution import attribute
 from mopd_diag.engines.clock import MODEL_TIME
-from mopd_diag.engines.rollouts import Rollouts
+from mopd_diag.engines.rollouts import Rollouts, pack
+from mopd_diag.engines.scoring import score
 from mopd_diag.models.checkpoint import load_decoder, save_checkpoint
 from mopd_diag.models.decoder import Decoder, DecoderConfig
 from mopd_diag.models.tokenizer import Tokenizer, character_tokenizer
@@ -82,14 +84,9 @@ def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     algorithm = _algorithm(stage, study, tokenizer, {t: load(t) for t in stage.teachers_used})
     schedule = Schedule(stage.steps, stage.learning_rate, stage.warmup, getattr(stage, "decay", 0))
     saved = run.path / "saved" / f"{name}.safetensors"
-    before = (0.0, 0.0)
-
-    def watched(step: int, steps: int, metrics: dict[str, float]) -> None:
-        progress(step, steps, metrics)
-
     began, model_began = time.perf_counter(), MODEL_TIME.seconds
     extend = _gate(stage, study, tokenizer) if isinstance(stage, SFTStage) and stage.gate else None
-    state = train(model, algorithm, schedule, saved=saved, progress=watched, extend=extend)
+    state = train(model, algorithm, schedule, saved=saved, progress=progress, extend=extend)
     before = (state.seconds - (time.perf_counter() - began), state.seconds_model - (MODEL_TIME.seconds - model_began))
     write_table(run.path / "metrics" / f"{name}.parquet", pd.DataFrame(state.log))
     save_checkpoint(model, tokenizer, run.path / "models" / name)
@@ -177,14 +174,10 @@ def _evaluate(run: RunDirectory, study: Study, name: str, progress: Progress) ->
 
 
 def _trace(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
-    """Score the model's first sampled answer to each traced item under the whole cast and attribute it."""
-    from mopd_diag.diagnostics.attribution import attribute
-    from mopd_diag.engines.scoring import score
-
+    """Score some of the model's sampled answers under the whole cast and attribute them."""
     tokenizer = character_tokenizer()
     teachers = list(study.teachers())
-    records = run.records(name)
-    chosen = records[(records["sample"] == 0)].groupby("domain", sort=False).head(study.plan.diagnosis.attribution_items).reset_index(drop=True)
+    chosen = _chosen(run.records(name), study.plan.diagnosis.attribution_items)
     rollouts = retokenize(chosen, tokenizer, study)
     models = {m: load_decoder(run.path / "models" / m) for m in dict.fromkeys((name, "base", *teachers))}
     scored = score(rollouts, models, name, teachers)
@@ -192,15 +185,25 @@ def _trace(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     tokens = pd.DataFrame({"token_id": scored.token_T, "token": [tokenizer.token(int(t)) for t in scored.token_T]})
     attribution = attribute(scored.evidence, chosen, tokens, routed=study.route())
     write_table(run.trace_path(name), attribution.tokens)
-    write_table(run.path / "attribution" / f"{name}.parquet", attribution.answers)
+    answers = attribution.answers.assign(drawn=chosen["drawn"].to_numpy())
+    write_table(run.attribution_path(name), answers)
     progress(2, 2, {})
     return Work(tokens_scored=scored.tokens_scored, flops=scored.flops), "trace", (name, "base", *teachers), {}
 
 
+def _chosen(records: pd.DataFrame, items: int) -> pd.DataFrame:
+    """The first answer to each of the first `items` items of a domain (`drawn`: the estimates rest on them), and failures.
+
+    Failed answers beyond those are traced to be explained, at most as many again a domain; they count in no share.
+    """
+    first = records[records["sample"] == 0].groupby("domain", sort=False).head(items)
+    failed = records[(records["score"] < 1) & ~records.index.isin(first.index)].groupby("domain", sort=False).head(items)
+    both = pd.concat([first.assign(drawn=True), failed.assign(drawn=False)])
+    return both.sort_index().reset_index(drop=True)
+
+
 def retokenize(records: pd.DataFrame, tokenizer: Tokenizer, study: Study) -> Rollouts:
     """Recorded answers as rollouts: the end-of-sequence put back where an answer ended by itself, the world's replies not own."""
-    from mopd_diag.engines.rollouts import pack
-
     prompts = tokenizer.encode_all(records["prompt"].tolist())
     answers = tokenizer.encode_all(records["response"].tolist())
     answers = [a if cut else [*a, tokenizer.eos_id] for a, cut in zip(answers, records["truncated"], strict=True)]

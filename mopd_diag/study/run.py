@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 
 from mopd_diag.config import GRPOStage, MOPDStage, SeqKDStage, SFTStage
 from mopd_diag.errors import ResourceError, RunDirectoryError
@@ -35,18 +36,20 @@ def call_job(*arguments: Any) -> None:
     run_job(*arguments)
 
 
-def run_study(study: Study, out: Path, *, workers: int | None = None, console: Any = None) -> RunDirectory:
+def run_study(study: Study, out: Path, *, workers: int | None = None, console: Console | None = None) -> RunDirectory:
     """Train, evaluate, trace, diagnose and report; a repeated call goes on where the last one stopped.
 
     Raises RunDirectoryError when `out` belongs to another plan or is in use, BadInput or ResourceError when it cannot fit.
     """
     check_fit(study, out)
     identity = study.identity()
+    console = console or Console(stderr=True, quiet=True)
     run = claim(out, study, identity)
     with _lock(run.path):
-        jobs = [j for j in make_jobs(run.path, study, identity) if not is_done(run.path, study, j.name)]
-        if console is not None and len(jobs) < len(_job_names(study)):
-            console.print(f"[dim]{run.path}: going on, {len(_job_names(study)) - len(jobs)} of {len(_job_names(study))} jobs are done[/]")
+        everything = make_jobs(run.path, study, identity)
+        jobs = [j for j in everything if not is_done(run.path, j.name)]
+        if len(jobs) < len(everything):
+            console.print(f"[dim]{run.path}: going on, {len(everything) - len(jobs)} of {len(everything)} jobs are done[/]")
         with RunProgress(console, sum(j.weight for j in jobs)) as watcher:
             run_jobs(jobs, workers or os.cpu_count() or 1, watcher)
         finish(run, study)
@@ -151,10 +154,6 @@ def traced(study: Study) -> list[str]:
     return [n for n in ("student", study.control()) if n in study.roles]
 
 
-def _job_names(study: Study) -> list[str]:
-    return [f"{kind}-{s.name}" for s in study.stages for kind in ("train", "evaluate")] + [f"trace-{n}" for n in traced(study)]
-
-
 def _weight(stage: Any) -> float:
     """Expected work, in rows passed through a model."""
     match stage:
@@ -167,7 +166,7 @@ def _weight(stage: Any) -> float:
     return 1.0
 
 
-def is_done(run: Path, study: Study, job: str) -> bool:
+def is_done(run: Path, job: str) -> bool:
     """A job is done when its mark is there and what it made can still be found."""
     kind, _, name = job.partition("-")
     product = {"train": f"models/{name}/model.safetensors", "evaluate": f"records/{name}.parquet", "trace": f"traces/{name}.parquet"}
