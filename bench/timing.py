@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from rich.table import Table
+
+from mopd_diag.runs.scheduler import keep_memory
 
 Job = Callable[[], int]
 """Does the work once and returns how many tokens it made."""
@@ -47,21 +53,35 @@ def interleaved(jobs: Mapping[str, Job], rounds: int, warmup: int = 2) -> Rounds
     return result
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """One thread, and freed memory kept, for every contender alike: so our workers run (page faults are dear in a VM)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        keep_memory(ctypes.CDLL(None))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def machine() -> dict[str, object]:
     """What the numbers depend on."""
     return {"threads": torch.get_num_threads(), "torch": torch.__version__, "cpu": _cpu_name()}
 
 
 def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown")
-    except OSError:
-        return "unknown"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def matrix_rate(shapes: list[tuple[int, int, int]], product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rounds: int = 9) -> float:
-    """FLOPs per second of x[m, k] · w[n, k]ᵀ over all shapes (m, k, n) together: the best round, for it is a floor."""
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def matrix_rate(shapes: list[tuple[int, int, int]], product: Product, rounds: int = 25) -> float:
+    """FLOPs per second of x[m, k] · w[n, k]ᵀ over all shapes (m, k, n) together: the best round, for it makes a floor."""
     pairs = [(torch.randn(m, k), torch.randn(n, k)) for m, k, n in shapes]
     seconds = []
     with torch.inference_mode():

@@ -158,7 +158,8 @@ def attribute(
     console = stderr()
     with console.status("attributing") as status:
         attribution = attribute_cast(
-            members, lines, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, told=lambda text: status.update(text)
+            members, lines, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, told=status.update,
+            warn=lambda text: console.print(f"warning: {text}", style="yellow"),
         )
     write_attribution(attribution, out)
     document = attribution.to_dict()

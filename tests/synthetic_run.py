@@ -69,7 +69,7 @@ def write_synthetic_run(path: Path, *, items: int = 60, samples: int = 4, seed: 
     _write_traces(run, drawn, rng)
     _write_metrics(path, np.random.default_rng(seed))
     write_table(path / "ledger.parquet", _ledger())
-    run.write_findings(_findings())
+    run.write_findings([*_findings(), *_failures(run)])
     write_json(path / "manifest.json", _manifest(seed))
     return run
 
@@ -230,17 +230,46 @@ def _attribution() -> list[Finding]:
                 "own": rest * 0.1,
                 "abstain": rest * 0.25,
             }
-            findings.append(Finding(
-                f"attribution-{model}-{domain}", "attribution", f"{model}/{domain}", f"teacher:{routed}", "info",
-                _interval(share, 0.06, "share"),
-                {"shares": shares, "baseline_routed": 1.0, "baseline_likelihood": 0.9 + lift},
-            ))  # fmt: skip
-        findings.append(Finding(
-            f"attribution-{model}", "attribution", f"{model}/overall", "routed teachers", "info",
-            _interval(0.59 + lift, 0.03, "share", n=240), {"baseline_likelihood": 0.91 + lift, "control": CONTROL},
-        ))  # fmt: skip
+            findings.append(_attributed(model, domain, _interval(share, 0.06, "share"), shares))
+        findings.append(_attributed(model, "overall", _interval(0.59 + lift, 0.03, "share", n=240), {}))
     findings.append(Finding("attribution-abstain", "attribution", "student/abstain", "abstain", "notice",
                             _interval(0.10, 0.02, "share"), {"why": "teachers agree at every contested position"}))  # fmt: skip
+    return findings
+
+
+def _attributed(model: str, domain: str, estimate: Estimate, shares: dict[str, float]) -> Finding:
+    evidence: dict[str, object] = {
+        "shares": shares,
+        "baseline_routed": 1.0,
+        "baseline_closest": 0.8,
+        "baseline_likelihood": 0.9,
+    }
+    if model == CONTROL:
+        verdict, evidence["note"] = "control", f"{CONTROL} never saw a teacher"
+    else:
+        verdict = "inherited" if domain == "stack" else "undetermined"
+        excess = _interval(2.1 if domain == "stack" else 1.2, 0.2, "ratio")
+        note = "told apart" if domain == "stack" else "the control is accused just the same"
+        evidence |= {"excess": {CONTROL: excess.to_dict()}, "note": note}
+    name = f"attribution-{model}" + ("" if domain == "overall" else f"-{domain}")
+    return Finding(name, "attribution", f"{model}/{domain}", verdict, "info", estimate, evidence)
+
+
+def _failures(run: RunDirectory) -> list[Finding]:
+    """The first two traced failures of each domain, called lost and inherited."""
+    findings = []
+    failed = run.records("student").query("sample == 0 and score < 1")
+    traced = failed[failed["item_id"].isin(run.trace("student")["item_id"])]
+    for domain, rows in traced.groupby("domain", sort=False):
+        cases = [{"item_id": i, "sample": 0, "teacher": f"teacher-{ROUTE[domain]}"} for i in rows["item_id"][:2]]
+        lost = _interval(0.6, 0.2, "share")
+        evidence = {
+            "shares": {"inherited": _interval(0.4, 0.2, "share").to_dict(), "lost": lost.to_dict()},
+            "n_failed": len(rows), "cases": {"lost": cases[:1], "inherited": cases[1:]},
+        }  # fmt: skip
+        findings.append(
+            Finding(f"failure-student-{domain}", "failure", f"student/{domain}", "lost", "notice", lost, evidence)
+        )
     return findings
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear, nnls
 
 from mopd_diag.diagnostics.attribution import Attribution, attribute, findings
 from mopd_diag.diagnostics.provenance import excess_over
@@ -18,6 +19,7 @@ from mopd_diag.estimators.divergences import centred_gram, evidence_from_logp, k
 from mopd_diag.estimators.evidence import Evidence
 from mopd_diag.estimators.judgement import Rules, decoy_q_values, judge
 from mopd_diag.estimators.nnls import nnls_gram
+from mopd_diag.runs.directory import write_table
 
 LENGTH, VOCABULARY = 6, 24
 DOMAINS = ("a", "b")
@@ -280,6 +282,19 @@ def test_nnls_equals_scipy(n_columns: int) -> None:
     np.testing.assert_allclose(found * np.linalg.norm(x, axis=1), expected * np.linalg.norm(x, axis=1), atol=1e-7)
 
 
+@pytest.mark.parametrize("n_columns", [1, 3, 6])
+def test_bounded_nnls_equals_scipy(n_columns: int) -> None:
+    rng = np.random.default_rng(n_columns)
+    x = rng.normal(size=(40, 20, n_columns)) + rng.normal(size=(40, 20, 1))
+    y = 2 * rng.normal(size=(40, 20)) + x.sum(2)
+    found = nnls_gram(np.swapaxes(x, 1, 2) @ x, np.einsum("nvk,nv->nk", x, y), upper=0.9, ridge=0)
+    expected = np.stack(
+        [lsq_linear(a, b, bounds=(0, 0.9), method="bvls", tol=1e-12).x for a, b in zip(x, y, strict=True)]
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    assert (found == 0.9).any()
+
+
 def test_nnls_shares_equal_columns_and_skips_empty_ones() -> None:
     x = np.random.default_rng(0).normal(size=(5, 12, 2))
     x = np.concatenate([x, x[:, :, :1], np.zeros((5, 12, 1))], axis=2)
@@ -299,13 +314,12 @@ def test_shares_sum_to_one_and_follow_nnls() -> None:
     np.testing.assert_allclose((share.sum(1) + own)[known], 1)
     assert share[known].min() >= 0
     assert own[known].min() >= 0
-    # where the bound on coefficients is slack: R² of scipy's solution on the vectors' Cholesky factor
+    # R² of scipy's solution on vectors with this Gram
     for g, rest in zip(gram[:40], own[:40], strict=True):
         values, vectors = np.linalg.eigh(g)
         points = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
-        a, residual = nnls(points[:, 1:], points[:, 0])
-        if a.max() < method.OVERSHOOT:
-            assert rest == pytest.approx(residual**2 / g[0, 0], abs=1e-5)
+        cost = lsq_linear(points[:, 1:], points[:, 0], bounds=(0, method.OVERSHOOT), method="bvls").cost
+        assert rest == pytest.approx(2 * cost / g[0, 0], abs=1e-5)
 
 
 def test_closeness_has_its_anchors() -> None:
@@ -315,8 +329,10 @@ def test_closeness_has_its_anchors() -> None:
 
 def test_em_finds_the_mixture() -> None:
     rng = np.random.default_rng(0)
-    truth = rng.choice(3, size=2000, p=[0.6, 0.3, 0.1])
-    logp = rng.normal(size=(2000, 3)) + 3 * np.eye(3)[truth]
+    truth = rng.choice(3, size=4000, p=[0.6, 0.3, 0.1])
+    p = rng.dirichlet(np.ones(8), 3)
+    tokens = (np.log(p)[truth][:, None] + rng.gumbel(size=(4000, 5, 8))).argmax(2)
+    logp = np.log(p)[:, tokens].sum(2).T
     posterior, prior = method.responsibilities(logp)
     np.testing.assert_allclose(posterior.sum(1), 1)
     np.testing.assert_allclose(prior, [0.6, 0.3, 0.1], atol=0.04)
@@ -413,6 +429,16 @@ def test_the_trace_has_the_contracts_columns() -> None:
     assert sum(document["summary"].values()) == pytest.approx(1)
     assert {"id", "label", "confidence", "shares", "spans"} <= set(document["items"][0])
     assert set(document["items"][0]["shares"]) == {"a", "b", "own"}
+
+
+def test_frames_survive_parquet_and_still_give_the_findings(tmp_path: Path) -> None:
+    cast = Cast.draw(answers=24)
+    found = attributed(cast.evidence(cast.shifts["teacher-a"] + cast.noise(0.3)), ROUTES)
+    for name, frame in (("tokens", found.tokens), ("spans", found.spans), ("answers", found.answers)):
+        write_table(tmp_path / f"{name}.parquet", frame)
+    back = pd.read_parquet(tmp_path / "answers.parquet")
+    assert [f.to_dict() for f in findings(back, [back])] == [f.to_dict() for f in findings(found, [found])]
+    assert len(pd.read_parquet(tmp_path / "tokens.parquet")) == len(found.tokens)
 
 
 def test_spans_tile_the_answers() -> None:
@@ -518,12 +544,13 @@ def test_excess_is_a_ratio_over_items_that_moved() -> None:
         frame = pd.DataFrame(
             {"item_id": [str(i) for i in range(len(left))], "domain": "a", "label": label, "subject": subject}
         )
-        return frame.assign(explained=1 - np.array(left), baseline_routed="")
+        return frame.assign(share_own=left, baseline_routed="")
 
     rng = np.random.default_rng(0)
     mine = rng.uniform(0.1, 0.2, 40)
-    doubled = excess_over(answers("student", list(mine)), answers("control", list(2 * mine)))
-    assert doubled.value == pytest.approx(2)
+    doubled = excess_over(answers("student", list(mine)), answers("control", list(mine * rng.uniform(1.9, 2.1, 40))))
+    assert doubled.value == pytest.approx(2, abs=0.05)
+    assert doubled.high - doubled.low < 0.1, "paired: the items' own differences drop out"
     assert doubled.unit == "ratio"
     noisy = excess_over(answers("student", list(mine)), answers("control", list(rng.permutation(mine))))
     assert noisy.low < 1 < noisy.high

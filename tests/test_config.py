@@ -52,7 +52,7 @@ def test_the_quickstart_routes_each_domain_to_its_family() -> None:
         "lookup": "teacher-agent",
         "reversed": "teacher-knowledge",
     }
-    assert study.control() == "rival-mixed-rl"
+    assert study.controls() == ["rival-mixed-rl", "rival-sequential-rl"]
     assert [d for _, d in study.sequence()] == list(study.world.domains)
 
 

@@ -37,7 +37,7 @@ def options(tmp_path: Path, **more) -> dict:
     return {"output_dir": str(tmp_path / "trl"), **quiet, **plain, **more}
 
 
-def processing(folder: Path):  # noqa: ANN201
+def processing(folder: Path):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -49,7 +49,7 @@ def our_loss(model: Decoder, algorithm: Algorithm, batch: StepBatch) -> float:
     return sum(_backward(model, algorithm, part)[0] for part in batch.parts)
 
 
-def captured(module, monkeypatch: pytest.MonkeyPatch) -> list[Answers]:  # noqa: ANN001
+def captured(module, monkeypatch: pytest.MonkeyPatch) -> list[Answers]:
     """Collect what an algorithm samples."""
     seen: list[Answers] = []
     answer = module.answer

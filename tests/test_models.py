@@ -252,7 +252,7 @@ def test_save_replaces(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def auto_tokenizer(saved: Path):  # noqa: ANN201
+def auto_tokenizer(saved: Path):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(saved)
@@ -279,13 +279,13 @@ def test_text_round_trips(text: str) -> None:
 
 @settings(max_examples=60)
 @given(st.text(alphabet=CHARACTERS + "é…", max_size=60))
-def test_auto_tokenizer_gives_the_same_ids(auto_tokenizer, text: str) -> None:  # noqa: ANN001
+def test_auto_tokenizer_gives_the_same_ids(auto_tokenizer, text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert auto_tokenizer(text)["input_ids"] == ids
     assert auto_tokenizer.decode(ids, skip_special_tokens=True) == TOKENIZER.decode(ids)
 
 
-def test_auto_tokenizer_knows_the_special_tokens(auto_tokenizer) -> None:  # noqa: ANN001
+def test_auto_tokenizer_knows_the_special_tokens(auto_tokenizer) -> None:
     assert auto_tokenizer.eos_token_id == TOKENIZER.eos_id
     assert auto_tokenizer.pad_token_id == TOKENIZER.pad_id
     assert len(auto_tokenizer) == TOKENIZER.vocab_size

@@ -257,6 +257,7 @@ def test_reporting_never_imports_a_model():
 
 def test_reads_what_the_diagnostics_write(run, tmp_path):
     """Findings as `caps` and `interference` make them, not as this file's author imagines them."""
+    from mopd_diag.diagnostics import failures
     from mopd_diag.diagnostics.caps import caps
     from mopd_diag.diagnostics.interference import interference
 
@@ -265,7 +266,14 @@ def test_reads_what_the_diagnostics_write(run, tmp_path):
     records = copy.records()
     teachers = {m: t["domains"] for m, t in copy.manifest()["models"].items() if t["role"] == "teacher"}
     cap, transfer = caps(records, teachers), interference(records, teachers)
-    copy.write_findings([*cap.findings(), *transfer.findings()])
+    attributed = (
+        copy.trace("student")
+        .groupby(["domain", "item_id", "sample"], as_index=False)[["answer_label", "share_own"]]
+        .first()
+    )
+    attributed = attributed.rename(columns={"answer_label": "label"})
+    failed = failures.failures(records, copy.manifest()["route"], attributed=attributed)
+    copy.write_findings([*cap.findings(), *transfer.findings(), *failures.findings(failed)])
     html, markdown = (p.read_text(encoding="utf-8") for p in write_report(copy))
     for document in (Page(html).text, markdown):
         assert text.ratio(cap.mean_recovery) in document
@@ -275,7 +283,9 @@ def test_reads_what_the_diagnostics_write(run, tmp_path):
         assert len(cells) == 16
         assert all(text.points(c.delta, unit=False) in document for c in cells)
         assert text.points(transfer.forgetting["rival-sequential-rl"].worst, unit=False) in document
-        assert "items: both solve" in document
+        assert "both solve" in document
+        assert re.search(rf"all domains\W+{len(failed)}\W+\d+% \[", document)
+    assert re.search(r"(lost: teacher-\w+ solves it|inherited from teacher-\w+) ·", Page(html).text)
     assert "nan" not in Page(html).text.lower().split()
 
 

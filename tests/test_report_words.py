@@ -13,7 +13,7 @@ from synthetic_run import ACCURACY, CONTROL, NAMES, TAUGHT, _findings, _interval
 from mopd_diag.reporting import charts, charts_cost, evidence, markdown, text, words
 from mopd_diag.reporting.look import CSS, DARK, LABELS, LIGHT, Cast
 from mopd_diag.reporting.paths import critical_path, model_share, parents_of, path_cost
-from mopd_diag.reporting.reading import Reading
+from mopd_diag.reporting.reading import Reading, reason_of
 from mopd_diag.reporting.svg import static_svg
 from mopd_diag.types import Estimate, Finding
 
@@ -39,7 +39,7 @@ CAST = Cast.of(_manifest(0))
         (text.estimate(None), "–"),
         (text.count(3_252_000), "3.25 M"), (text.count(4.1e12), "4.1 T"), (text.count(64_000), "64 k"), (text.count(812), "812"),
         (text.duration(401), "6 min 41 s"), (text.duration(24), "24 s"), (text.duration(7500), "2 h 05 min"),
-        (text.duration(0.24), "0.2 s"),
+        (text.duration(0.24), "0.2 s"), (text.duration(0.01), "< 0.1 s"),
         (text.listed(["a", "b", "c"]), "a, b and c"),
     ],
 )  # fmt: skip
@@ -70,13 +70,14 @@ def test_code_spans_hold_any_text(hostile):
 # -- the three answers ----------------------------------------------------------------------------------------------------
 
 
-def _with(**changes: Estimate | None) -> Reading:
-    """The synthetic findings with other estimates, by id with `_` for `-`."""
+def _with(*, excess: bool = True, **changes: Estimate | None) -> Reading:
+    """The synthetic findings with other estimates, by id with `_` for `-`, or without the comparison with the control."""
     findings = []
     for f in _findings():
         key = f.id.replace("-", "_")
         value = changes.get(key, f.estimate)
-        findings.append(Finding(f.id, f.kind, f.subject, f.verdict, f.severity, value, f.evidence))
+        evidence = {k: v for k, v in f.evidence.items() if excess or k != "excess"}
+        findings.append(Finding(f.id, f.kind, f.subject, f.verdict, f.severity, value, evidence))
     return Reading.of(findings, NAMES)
 
 
@@ -97,7 +98,31 @@ def test_attribution_is_never_told_without_the_control():
     ],
 )
 def test_what_the_control_allows_to_say(control, verdict):
-    assert verdict in words.provenance_answer(_with(attribution_rival_mixed_rl=control), CAST).sentence
+    assert verdict in words.provenance_answer(_with(excess=False, attribution_rival_mixed_rl=control), CAST).sentence
+
+
+@pytest.mark.parametrize(
+    ("verdict", "excess", "said"),
+    [
+        (
+            "inherited",
+            Estimate(2.1, 1.7, 2.6),
+            "2.10 [1.70, 2.60] times as much of its shift unexplained as the student: beyond likeness",
+        ),
+        ("undetermined", Estimate(1.2, 1.0, 1.4), "too little to tell teaching from likeness"),
+        ("undetermined", Estimate.undefined("needs 8 items"), "The control cannot be compared: needs 8 items."),
+        ("own", Estimate(1.2, 1.0, 1.4), "No listed teacher explains most of it."),
+    ],
+)
+def test_the_verdict_against_the_control_decides(verdict, excess, said):
+    findings = [f for f in _findings() if f.id != "attribution-student"]
+    compared = {"excess": {CONTROL: excess.to_dict()}}
+    overall = Finding(
+        "attribution-student", "attribution", "student/overall", verdict, "info", Estimate(0.6, 0.5, 0.7), compared
+    )
+    answer = words.provenance_answer(Reading.of([*findings, overall], NAMES), CAST)
+    assert said in answer.caveat
+    assert "Teaching is told from likeness on stack." in answer.detail
 
 
 def test_without_a_control_likeness_is_not_origin():
@@ -129,6 +154,33 @@ def test_interference_answer_counts_pairs_of_different_domains_only():
         in answer.sentence
     )
     assert "student 1 point [−3, 5] (addition) and rival-sequential-rl 42 points [38, 46] (addition)" in answer.sentence
+
+
+def test_a_worst_pair_in_doubt_is_called_so():
+    cell = Finding("t", "interference", "a->b", "undetermined", "info", Estimate(-0.06, -0.11, -0.02, unit="difference"),
+                   {"trained_on": "a", "evaluated_on": "b", "p_adjusted": 0.08})  # fmt: skip
+    reading = Reading.of([cell])
+    assert (
+        "At worst −6 points [−11, −2]: b after training on a alone, not surely a change."
+        in words.interference_answer(reading).lead
+    )
+    assert "p = 0.08 after correction" in reason_of(cell)
+
+
+def test_checkpoints_do_not_speak_for_a_path():
+    step = Finding("f", "interference", "rival-x.1-a/forgetting", "forgets", "warning", Estimate(0.9, 0.8, 0.95, unit="difference"),
+                   {"measure": "forgetting", "model": "rival-x.1-a", "domain": "a"})  # fmt: skip
+    assert "rival-x" not in words.interference_answer(Reading.of([*_findings(), step])).sentence
+    cast = Cast.of(
+        {
+            "models": {
+                "rival-x.1-a": {"role": "checkpoint", "domains": ["a"]},
+                "rival-x": {"role": "rival", "domains": ["b"]},
+            }
+        }
+    )
+    assert list(cast.roles) == ["rival-x"]
+    assert cast.taught["rival-x"] == ("a", "b")
 
 
 def test_open_questions_keep_their_reason():
@@ -181,6 +233,14 @@ def test_labels_in_every_spelling_are_one_member():
     assert {CAST.member(x) for x in ("teacher:math", "teacher-math", "math")} == {"teacher-math"}
     assert CAST.member("several:math,style") == "several"
     assert CAST.member("own") == "own"
+
+
+def test_a_teacher_may_be_called_like_a_label():
+    cast = Cast({"teacher-abstain": "teacher", "student": "student"}, {}, ())
+    assert cast.member("abstain") == "abstain"
+    assert cast.member("teacher:abstain") == "teacher-abstain"
+    assert cast.column("abstain") == "teacher-abstain"
+    assert LIGHT.key(cast, "abstain") != LIGHT.key(cast, "teacher:abstain")
 
 
 def test_marks_are_short_and_unique():
@@ -276,6 +336,13 @@ def test_unknown_values_are_words_in_charts():
     assert "evaluated on addition: unknown: no items" in json.dumps(_drawn()["transfer"].to_dict())
 
 
+def test_many_domains_and_few_specialists_make_a_tall_matrix():
+    cells = [(f"t{i}", f"d{k}", _interval(0.1, 0.05, "difference"), True) for i in range(4) for k in range(12)]
+    encoding = charts.transfer_chart(cells).to_dict()["layer"][0]["encoding"]
+    assert encoding["y"]["field"] == "evaluated on"
+    assert encoding["x"]["field"] == "trained on"
+
+
 def test_numbers_in_doubt_stand_in_brackets():
     cells = [
         ("a", "b", _interval(0.02, 0.05, "difference"), False),
@@ -339,9 +406,10 @@ def test_a_finding_puts_its_answer_first_and_marks_the_pivot():
     finding = Finding(
         "f", "failure", "student/addition", "lost", "warning", None, {"item_id": "b", "sample": 0, "pivot": 0}
     )
-    found = evidence.failures(*_tiny(), CAST, [finding])
+    found = evidence.failures(*_tiny(), CAST, Reading.of([finding]).cases)
     assert [f.item_id for f in found] == ["b", "a"]
-    assert found[0].finding is finding
+    assert found[0].case is not None
+    assert found[0].case.words == "lost"
     assert [t.pivot for t in found[0].tokens] == [True]
 
 

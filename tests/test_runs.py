@@ -101,7 +101,10 @@ def test_a_run_leaves_what_the_contract_names(finished: RunDirectory) -> None:
     contract = {"item_id", "sample", "position", "token_id", "token", "share_own", "label", "confidence"}
     members = {"logp_student", "logp_base", "logp_teacher-code", "kl_teacher-code", "share_teacher-code"}
     assert contract | members <= set(trace.columns)
-    assert trace.groupby("domain")["item_id"].nunique().to_dict() == {"stack": 12, "brackets": 12}
+    drawn = finished.attribution("student").query("drawn")
+    assert drawn.groupby("domain")["item_id"].nunique().to_dict() == {"stack": 12, "brackets": 12}
+    failed = finished.records("student").query("score < 1")
+    assert set(failed["item_id"]) & set(trace["item_id"])
     document = json.loads((finished.path / "findings.json").read_text())
     assert document["schema"] == 1
     assert {"attribution", "cap", "interference", "preflight"} <= {f["kind"] for f in document["findings"]}
@@ -137,7 +140,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished: RunDirectory, tmp_path
     plan.write_text(TOML.format(seed=0))
     process = command("run", str(plan), "--out", str(out), cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not (out / "done" / "train-base.json").is_file() and time.monotonic() < deadline:
+    while not (out / "done" / "train-base.json").is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()

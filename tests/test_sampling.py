@@ -14,6 +14,7 @@ from tiny import SHAPES, TOKENIZER, decoder, in_transformers
 from mopd_diag.engines import sampling
 from mopd_diag.engines.rollouts import Rollouts, pack
 from mopd_diag.engines.sampling import sample
+from mopd_diag.engines.stepper import Stepper
 from mopd_diag.models.decoder import Decoder
 
 EOS, PAD, TURN = 1, 0, 5
@@ -93,8 +94,8 @@ def test_rows_leave_when_they_end_and_nothing_changes_for_the_others(monkeypatch
     limits = [1 + 3 * (i % 5) for i in range(len(prompts))]
     widths: list[int] = []
     for name in ("read", "step"):
-        run = getattr(sampling._Stepper, name)
-        monkeypatch.setattr(sampling._Stepper, name, lambda s, ids, *a, run=run: widths.append(len(ids)) or run(s, ids, *a))
+        run = getattr(Stepper, name)
+        monkeypatch.setattr(Stepper, name, lambda s, ids, *a, run=run: widths.append(len(ids)) or run(s, ids, *a))
     rollouts = draw(model, prompts, max_new_tokens=limits, n=2)
     assert_well_formed(rollouts, prompts, 2, limits)
     assert_agrees(model, rollouts)
@@ -206,6 +207,23 @@ def test_two_turns(padding: str, temperature: float) -> None:
         assert turns == [i + 1 for i, (token, mine) in enumerate(zip(answer, own, strict=True)) if token == TURN and mine]
     assert replied > 5
     assert rollouts.sampled_tokens < int((rollouts.length_N - rollouts.prompt_N).sum())
+
+
+def test_many_rows_are_sampled_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of different widths, a world that must hear the right row, and greedy answers that do not change."""
+    model = little(seed=2)
+    prompts = [p for p in PROMPTS["mixed lengths"] for _ in range(3)]
+    greedy = draw(model, prompts, temperature=0.0, n=2).responses()
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 40_000)
+    assert 1 < sampling._at_once(model, len(prompts), 2, 16) < len(prompts) / 2
+    assert draw(model, prompts, temperature=0.0, n=2).responses() == greedy
+    rows = []
+    rollouts = draw(model, prompts, n=2, turn_id=TURN, reply=lambda row, transcript: rows.append((row, transcript)))
+    assert_well_formed(rollouts, prompts, 2, [9] * len(prompts))
+    assert_agrees(model, rollouts)
+    answers = rollouts.responses()
+    assert len(rows) > 5
+    assert all(answers[row][: len(transcript)] == transcript for row, transcript in rows)
 
 
 def test_no_reply_is_the_same_as_no_world() -> None:

@@ -134,7 +134,7 @@ def test_drawing_equal_rows_as_one_changes_no_distribution(method):
 def test_chunks_do_not_change_the_draws(monkeypatch):
     rows = np.random.default_rng(0).random((40, 2))
     whole = Bootstrap.of(rows, replicates=300).means_RV
-    monkeypatch.setattr("mopd_diag.estimators.bootstrap.CHUNK", 777)
+    monkeypatch.setattr("mopd_diag.estimators.draws.CHUNK", 777)
     np.testing.assert_allclose(Bootstrap.of(rows, replicates=300).means_RV, whole)
 
 
@@ -170,7 +170,7 @@ def test_training_seeds_widen_the_interval_and_are_said():
     items = rng.random(100) * 0.4
     same, apart = [items + 0.3] * 3, [items + d for d in (0.1, 0.3, 0.5)]
     one, alike, spread = mean(items + 0.3), mean(same), mean(apart)
-    assert (alike.low, alike.high) == pytest.approx((one.low, one.high)) and "3 training seeds" in alike.method
+    assert (alike.low, alike.high) == pytest.approx((one.low, one.high), abs=1e-3) and "3 training seeds" in alike.method
     half_t = stats.t.ppf(0.975, 2) * 0.2 / math.sqrt(3)
     assert spread.value == pytest.approx(one.value) and spread.low < max(one.value - 0.9 * half_t, 0.02)
     shift = paired_difference(apart, [a + 0.05 for a in apart])
@@ -227,15 +227,16 @@ def test_coverage_with_several_samples_an_item(n):
     assert 0.905 <= hit["difference"] / total <= 0.985
 
 
-def test_coverage_over_three_training_seeds():
+@pytest.mark.parametrize("between", [0.0, 0.03])
+def test_coverage_over_three_training_seeds(between):
     hit = 0
-    for k in range(300):
+    for k in range(400):
         rng = np.random.default_rng([7, k])
         items = rng.beta(3, 2, 80)
-        runs = [np.clip(items + rng.normal(0, 0.03) + rng.normal(0, 0.05, 80), 0, 1) for _ in range(3)]
+        runs = [np.clip(items + rng.normal(0, between) + rng.normal(0, 0.05, 80), 0, 1) for _ in range(3)]
         e = mean(runs, seed=k, replicates=800)
         hit += e.low <= 0.6 <= e.high
-    assert 0.92 <= hit / 300 <= 0.99
+    assert 0.92 <= hit / 400 <= 0.98
 
 
 # -- verdicts and power -----------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def shifted(model: Decoder, seed: int, size: float) -> Decoder:
     return other
 
 
-def in_transformers(model: Decoder, folder: Path, tokenizer: Tokenizer = TOKENIZER):  # noqa: ANN201
+def in_transformers(model: Decoder, folder: Path, tokenizer: Tokenizer = TOKENIZER):
     """The same model, saved by us and loaded by `transformers`."""
     from transformers import AutoModelForCausalLM
 

@@ -169,7 +169,7 @@ def _answers(
     """The answers with their classes, what these rest on, and what the baselines would have said."""
     teachers = np.array(evidence.teachers)
     columns: dict[str, Any] = {
-        "reason": judged.reason_N.astype(object), "n_tokens": pooled.own_N, "n_contested": pooled.used_N, "explained": 1 - judged.joint_N,
+        "reason": judged.reason_N.astype(object), "n_tokens": pooled.own_N, "n_contested": pooled.used_N, "residual": judged.joint_N,
         "unexplained_nats": pooled.unexplained_N, "decoy_margin": judged.margin_N, "kl_base": pooled.kl_base_N,
     }  # fmt: skip
     columns |= {f"kl_{t}": pooled.kl_NK[:, k] for k, t in enumerate(teachers)}

@@ -79,7 +79,9 @@ def failures(
     found["routed"], found["attributed"] = route, named
     found["reason"] = np.where(found["failure"] == UNDETERMINED, _reasons(of_routed[2], named), "").astype(object)
     if attributed is not None:
-        shares_own = failed[KEY].merge(attributed[[*KEY, "share_own"]], on=KEY, how="left")["share_own"]
+        shares_own = failed[KEY].merge(attributed[[*KEY, "share_own"]].drop_duplicates(KEY), on=KEY, how="left")[
+            "share_own"
+        ]
         found["share_own"] = shares_own.to_numpy()
     return found.assign(
         **{f"same_{m}": shares[m] for m in looked_up}, **{f"common_{m}": looked_up[m][1] for m in looked_up}
@@ -189,7 +191,12 @@ def _named(failed: pd.DataFrame, attributed: pd.DataFrame | None) -> pd.Series:
     """The attribution's label of each failed answer, empty where it was not attributed."""
     if attributed is None:
         return pd.Series([""] * len(failed), dtype=object)
-    return failed[KEY].merge(attributed[[*KEY, "label"]], on=KEY, how="left")["label"].fillna("").astype(object)
+    return (
+        failed[KEY]
+        .merge(attributed[[*KEY, "label"]].drop_duplicates(KEY), on=KEY, how="left")["label"]
+        .fillna("")
+        .astype(object)
+    )
 
 
 def _reasons(score_of_routed: Any, named: pd.Series) -> Any:

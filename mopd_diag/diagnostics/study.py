@@ -73,7 +73,7 @@ def _provenance(run: RunDirectory) -> list[Finding]:
     if "student" not in run.trace_names():
         return []
     answers = run.attribution("student")
-    controls = [n for n in run.trace_names() if n != "student"]
+    controls = [n for n in manifest["controls"] if n in run.trace_names()]
     drawn = [a[a["drawn"]] for a in (answers, *(run.attribution(c) for c in controls))]
     found = provenance.findings(drawn[0], drawn[1:])
     failed = failures.failures(_records(run), manifest["route"], attributed=answers, teachers=list(_teachers(run)))

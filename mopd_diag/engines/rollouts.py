@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,16 @@ def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad
     at = torch.arange(width)
     own = (at >= prompt[:, None]) & (at < length[:, None])
     return Rollouts(ids.reshape(len(prompts), width), prompt, length, own, torch.full(own.shape, torch.nan), torch.ones(len(prompts), dtype=torch.bool))
+
+
+def join(parts: Sequence[Rollouts], pad_id: int) -> Rollouts:
+    """Rollouts one below the other, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(p.ids_NL.shape[1] for p in parts)
+    columns = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("prompt_N", "length_N", "finished_N")}
+    tables = {
+        name: torch.cat([F.pad(table := getattr(p, name), (0, width - table.shape[1]), value=fill) for p in parts])
+        for name, fill in (("ids_NL", pad_id), ("own_NL", False), ("logp_NL", 0.0))
+    }
+    return Rollouts(**tables, **columns)

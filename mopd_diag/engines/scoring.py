@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.head import CHUNK_ELEMENTS
 from mopd_diag.engines.rollouts import Rollouts
-from mopd_diag.errors import BadInput
 from mopd_diag.estimators.evidence import Evidence
 from mopd_diag.models.decoder import Decoder
 
@@ -28,10 +27,11 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Evidence, with the token of each row, and what it cost."""
+    """Evidence, with the token of each row, the members left out for NaN or infinite logits, and what it cost."""
 
     evidence: Evidence
     token_T: np.ndarray
+    left_out: tuple[str, ...]
     tokens_scored: int
     flops: int
 
@@ -42,7 +42,7 @@ def score(rollouts: Rollouts, models: Mapping[str, Decoder], subject: str, teach
 
     Members come in the order subject, base, teachers, others. A subject that is the base is scored as its own shift of zero.
 
-    Raises BadInput when a model's logits hold NaN or infinity, named.
+    Teachers whose logits hold NaN or infinity are left out and named; raises BadInput when subject or base are broken so.
     """
     order = list(dict.fromkeys((subject, base, *teachers, *models)))
     lengths = rollouts.length_N.tolist()
@@ -70,17 +70,14 @@ def score(rollouts: Rollouts, models: Mapping[str, Decoder], subject: str, teach
             found[row] = (logp, kl, gram)
     ordered = [found[r] for r in range(len(rollouts))]
     logp, kl, gram = (torch.cat([o[i] for o in ordered]).numpy() for i in range(3))
-    for m, name in enumerate(order):
-        if not np.isfinite(logp[:, m]).all() or not np.isfinite(kl[:, m]).all():
-            raise BadInput(f"model '{name}' gives NaN or infinite logits; leave it out of the cast or repair its checkpoint")
     counts_N = answer_NL.sum(1)
-    evidence = Evidence(
-        members=tuple(order), teachers=tuple(teachers), logp_TM=logp, kl_TM=kl, gram_TJJ=gram,
+    evidence, left_out = Evidence.of_finite(
+        members=tuple(order), base=base, teachers=tuple(teachers), logp_TM=logp, kl_TM=kl, gram_TJJ=gram,
         answer_T=np.repeat(np.arange(len(rollouts)), counts_N.numpy()),
         position_T=np.concatenate([np.arange(c) for c in counts_N.tolist()]) if len(rollouts) else np.zeros(0, int),
         own_T=rollouts.own_NL[answer_NL].numpy(), full_vocabulary=True,
     )  # fmt: skip
-    return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), tokens, flops)
+    return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), left_out, tokens, flops)
 
 
 def _batches(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

@@ -142,13 +142,13 @@ def alone(gram_NSS: npt.ArrayLike) -> tuple[Floats, Floats]:
 def shares(gram_NSS: npt.ArrayLike) -> tuple[Floats, Floats]:
     """The part of the subject's squared shift that each teacher explains (N, K) and the rest, its *own* (N): all ≥ 0, sum 1.
 
-    d_s ≈ Σ a_k d_k with 0 ≤ a ≤ OVERSHOOT explains R² = 1 − ‖d_s − Σ a_k d_k‖² / ‖d_s‖² of it (NNLS, then the bound). R² is allotted
+    d_s ≈ Σ a_k d_k with 0 ≤ a ≤ OVERSHOOT explains R² = 1 − ‖d_s − Σ a_k d_k‖² / ‖d_s‖² of it. R² is allotted
     in proportion to max(a_k⟨d_k, d_s⟩, 0), which adds up to R² by itself unless teachers pull against each other or the bound
     holds. NaN where the subject's shift is negligible: then there is nothing to share.
     """
     gram = np.asarray(gram_NSS, dtype=float)
     size, rhs, between = gram[:, 0, 0], gram[:, 0, 1:], gram[:, 1:, 1:]
-    a = np.minimum(nnls_gram(between, rhs), OVERSHOOT)
+    a = nnls_gram(between, rhs, upper=OVERSHOOT)
     explained = 2 * (a * rhs).sum(1) - np.einsum("ni,nij,nj->n", a, between, a)
     known = size > NEGLIGIBLE
     r2 = np.clip(np.divide(explained, size, where=known, out=np.full(len(size), np.nan)), 0, 1)
@@ -168,18 +168,19 @@ def closeness(kl_base_N: npt.ArrayLike, kl_NK: npt.ArrayLike) -> Floats:
     return 1 - np.divide(teachers, base, where=base > NEGLIGIBLE, out=np.full(teachers.shape, np.nan))
 
 
-def residuals(pooled: Pooled) -> tuple[Floats, Floats]:
-    """What each teacher alone leaves unexplained (N, K), and what all together leave (N).
+def residuals(pooled: Pooled, own_N: Floats | None = None) -> tuple[Floats, Floats]:
+    """What each teacher alone leaves unexplained (N, K), and what all together leave (N); in [FLOOR, 1].
 
     Closeness and direction err in different places, so a teacher's residual is the geometric mean of two fractions: the part of the
     divergence left, KL(s‖k) / KL(s‖0), and the part of the squared shift left (`alone`). 0 is a perfect explanation, 1 is as bad as
-    the base. The joint residual takes the nearest teacher (at most 1) and the share that is `own`. No fraction falls below FLOOR.
-    NaN where the subject is the base.
+    the base. No fraction counts above 1: a student that went part of the way is farther from its teacher than from the base, and
+    farther still from the others, and then only the direction tells. The joint residual takes the nearest teacher and the share
+    that is `own` (`own_N` saves computing it again). NaN where the subject is the base.
     """
-    far = np.maximum(1 - closeness(pooled.kl_base_N, pooled.kl_NK), FLOOR)
+    far = np.clip(1 - closeness(pooled.kl_base_N, pooled.kl_NK), FLOOR, 1)
     left = np.maximum(alone(pooled.gram_NSS)[1], FLOOR)
-    own = np.nan_to_num(shares(pooled.gram_NSS)[1], nan=1.0)
-    joint = np.minimum(far.min(1), 1) * np.minimum(np.maximum(own, FLOOR), left.min(1))
+    own = np.nan_to_num(shares(pooled.gram_NSS)[1] if own_N is None else own_N, nan=1.0)
+    joint = far.min(1) * np.minimum(np.maximum(own, FLOOR), left.min(1))
     return np.sqrt(far * left), np.sqrt(joint)
 
 

@@ -23,29 +23,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import stats
 
 from mopd_diag.errors import BadInput
+from mopd_diag.estimators.draws import (
+    Bounds,
+    Clusters,
+    Floats,
+    Method,
+    Seed,
+    cluster_sums,
+    draw_means,
+    draw_seed_shift,
+)  # fmt: skip
 from mopd_diag.types import Estimate
 
-Floats = npt.NDArray[np.floating[Any]]
 Statistic = Callable[[Floats], Floats]
 """A function of column means: (..., V) -> (...); it sees the measured means once and the replicates once."""
-Method = Literal["bayesian", "percentile"]
-Seed = int | Sequence[int]
-Clusters = Sequence[object] | npt.NDArray[Any]
-"""One id an item; items with equal ids are resampled together."""
-Bounds = tuple[float, float] | None
-"""Lowest and highest possible score; None when scores have no bounds (then no unseen item is added)."""
 
 REPLICATES = 10_000
-CHUNK = 4_000_000  # weights held at once: 32 MB
-INDEPENDENT = 10  # items' worth of belief that columns differ on the unseen item
-SEED_LEVEL = 0x5EED  # keeps the draws of the training-seed level apart from those of the items
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +58,7 @@ class Bootstrap:
 
     point_V: Floats
     means_RV: Floats
+    """Replicates of the items alone."""
     n_items: int
     n_clusters: int
     level: float
@@ -67,6 +67,10 @@ class Bootstrap:
     kind: Method = "bayesian"
     redraw: Callable[[float], Bootstrap] | None = None
     """The same draws with an unseen item of the given weight; None when scores have no bounds."""
+    shift_RV: Floats | None = None
+    """What the training seeds add to each replicate; None for one training."""
+    n_trainings: int = 1
+    bounds: Bounds = None
 
     @classmethod
     def of(
@@ -85,7 +89,7 @@ class Bootstrap:
         if clusters is None:
             sums_CV, sizes_C = columns, np.ones(len(columns))
         else:
-            sums_CV, sizes_C = _cluster_sums(columns, clusters)
+            sums_CV, sizes_C = cluster_sums(columns, clusters)
         unit = "item" if clusters is None else "cluster"
         about = f"{method} bootstrap over {unit}s, {replicates} replicates"
         if method == "percentile" or bounds is None:
@@ -95,9 +99,9 @@ class Bootstrap:
         point = columns.mean(0) if len(columns) else np.full(columns.shape[1], np.nan)
         means = np.empty((0, columns.shape[1]))
         if not reason:
-            means = _draw_means(sums_CV, sizes_C, seed, replicates, bounds, method, unseen)
+            means = draw_means(sums_CV, sizes_C, seed, replicates, bounds, method, unseen)
         redraw = None if bounds is None else lambda weight: draw(method="bayesian", unseen=weight)
-        return cls(point, means, len(columns), len(sums_CV), level, about, reason, method, redraw)
+        return cls(point, means, len(columns), len(sums_CV), level, about, reason, method, redraw, bounds=bounds)
 
     @classmethod
     def over_seeds(
@@ -108,11 +112,11 @@ class Bootstrap:
     ) -> Bootstrap:  # fmt: skip
         """T trainings (one I × V array each), so that the interval covers items and training seeds.
 
-        The seed level is a draw from the multivariate t with T − 1 degrees of freedom around the mean of the trainings:
-        resampling three seeds with replacement would cover far less than it says. With `same_items` the items of all
-        trainings are the same rows and are resampled on top; otherwise the spread of the trainings' means already holds
-        the items. Equal `shift_seed`s make the seed effect common to bootstraps that are joined later. Slightly
-        conservative where trainings hardly differ. Raises BadInput when `same_items` and shapes differ.
+        With `same_items` the items of all trainings are the same rows: they are resampled, and a normal draw with the
+        covariance of the trainings' mean is added. The sum is stretched to Student's t with Satterthwaite's degrees of
+        freedom (Satterthwaite 1946), because resampling three seeds with replacement would cover far less than it says.
+        Otherwise the spread of the trainings' means already holds the items. Equal `shift_seed`s make the seed effect
+        common to bootstraps that are joined later. Raises BadInput when `same_items` and shapes differ.
         """
         trainings = [_checked(c, bounds) for c in columns_TIV]
         if not trainings:
@@ -122,22 +126,21 @@ class Bootstrap:
             one = resample(trainings[0], method=method, unseen=unseen)
             return replace(one, method=f"{one.method}, one training seed")
         means_TV = np.stack([c.mean(0) for c in trainings])
-        shift_RV = _seed_shift(means_TV, seed if shift_seed is None else shift_seed, replicates)
-        low, high = bounds or (-np.inf, np.inf)
+        shift_RV = draw_seed_shift(means_TV, seed if shift_seed is None else shift_seed, replicates)
+        n = len(trainings)
         if not same_items:
-            point, n_items = means_TV.mean(0), sum(map(len, trainings))
-            about = f"t over {len(trainings)} training seeds with their own items, {replicates} draws"
-            return cls(point, np.clip(point + shift_RV, low, high), n_items, len(trainings), level, about)
+            point, about = means_TV.mean(0), f"t over {n} training seeds with their own items, {replicates} draws"
+            means = np.broadcast_to(point, shift_RV.shape)
+            return cls(point, means, sum(map(len, trainings)), n, level, about, shift_RV=shift_RV, n_trainings=n,
+                       bounds=bounds)  # fmt: skip
         if len({c.shape for c in trainings}) > 1:
             raise BadInput(f"training seeds with the same items need equal shapes, got {[c.shape for c in trainings]}")
         items = resample(np.mean(trainings, 0), method=method, unseen=unseen)
-        means = items.means_RV if items.reason else np.clip(items.means_RV + shift_RV, low, high)
         again = partial(cls.over_seeds, trainings, seed=seed, shift_seed=shift_seed, level=level, replicates=replicates,
                         clusters=clusters, bounds=bounds)  # fmt: skip
         redraw = None if bounds is None else lambda weight: again(method="bayesian", unseen=weight)
-        return replace(
-            items, means_RV=means, method=f"{items.method}, t over {len(trainings)} training seeds", redraw=redraw
-        )
+        return replace(items, shift_RV=shift_RV, n_trainings=n, method=f"{items.method}, t over {n} training seeds",
+                       redraw=redraw)  # fmt: skip
 
     @classmethod
     def join(cls, parts: Sequence[Bootstrap]) -> Bootstrap:
@@ -153,7 +156,12 @@ class Bootstrap:
 
     def draws(self, statistic: Statistic) -> Floats:
         """The statistic in every replicate: R values. All statistics of one bootstrap share its draws: they are paired."""
-        return np.asarray(statistic(self.means_RV), dtype=float)
+        if self.shift_RV is None:
+            return np.asarray(statistic(self.means_RV), dtype=float)
+        of_seeds, of_items = (_half_width(statistic(m)) for m in (self.point_V + self.shift_RV, self.means_RV))
+        stretch = _t_over_normal(of_seeds**2, of_items**2, self.n_trainings - 1, self.n_clusters - 1, self.level)
+        means = self.point_V + stretch * (self.means_RV - self.point_V + self.shift_RV)
+        return np.asarray(statistic(means if self.bounds is None else means.clip(*self.bounds)), dtype=float)
 
     def estimate(self, statistic: Statistic, *, unit: str = "share", note: str = "") -> Estimate:
         """The statistic of the measured means, with the central interval of its replicates.
@@ -198,7 +206,13 @@ def _side_by_side(parts: Sequence[Bootstrap]) -> Bootstrap:
     about = parts[0].method if len(parts) == 1 else f"{parts[0].method}, within {len(parts)} strata"
     n_items, n_clusters = sum(p.n_items for p in parts), sum(p.n_clusters for p in parts)
     redraw = partial(_redraw_all, tuple(parts)) if any(p.redraw for p in parts) else None
-    return Bootstrap(point, means, n_items, n_clusters, parts[0].level, about, reason, parts[0].kind, redraw)
+    several = [p.n_trainings for p in parts if p.shift_RV is not None]
+    shift = None
+    if several and not reason:
+        shifts = [np.zeros(p.means_RV.shape) if p.shift_RV is None else p.shift_RV for p in parts]
+        shift = np.concatenate(shifts, axis=1)
+    return Bootstrap(point, means, n_items, n_clusters, parts[0].level, about, reason, parts[0].kind, redraw,
+                     shift, min(several, default=1), parts[0].bounds)  # fmt: skip
 
 
 def _redraw_all(parts: tuple[Bootstrap, ...], weight: float) -> Bootstrap:
@@ -221,76 +235,17 @@ def _checked(columns: npt.ArrayLike, bounds: Bounds) -> Floats:
     return array
 
 
-def _cluster_sums(columns_IV: Floats, clusters: Clusters) -> tuple[Floats, Floats]:
-    """Sums (C × V) and sizes (C) of each cluster's items."""
-    ids = np.asarray(clusters)
-    if ids.shape != (len(columns_IV),):
-        raise BadInput(f"expected one cluster id for each of {len(columns_IV)} items, got shape {ids.shape}")
-    names, index = np.unique(ids, return_inverse=True)
-    sums = np.zeros((len(names), columns_IV.shape[1]))
-    np.add.at(sums, index, columns_IV)
-    return sums, np.bincount(index, minlength=len(names)).astype(float)
+def _half_width(draws_R: Floats) -> float:
+    """Half the width of the central 68 % of a statistic's draws: its standard deviation if normal, and safe from outliers."""
+    finite = draws_R[np.isfinite(draws_R)]
+    low, high = np.quantile(finite, stats.norm.cdf([-1, 1])) if finite.size else (0.0, 0.0)
+    return float(high - low) / 2
 
 
-def _draw_means(
-    sums_CV: Floats,
-    sizes_C: Floats,
-    seed: Seed,
-    replicates: int,
-    bounds: Bounds,
-    method: Method,
-    unseen_weight: float,
-) -> Floats:
-    """R × V means, each Σ weight·sum / Σ weight·size over the clusters, in chunks of bounded memory."""
-    rows_KV, counts_K = np.unique(np.column_stack([sums_CV, sizes_C]), axis=0, return_counts=True)
-    items, unseen = np.random.default_rng(seed).spawn(2)
-    n_clusters, n_columns = len(sums_CV), sums_CV.shape[1]
-    totals_RV = np.empty((replicates, n_columns + 1))
-    step = max(1, CHUNK // len(rows_KV))
-    for start in range(0, replicates, step):
-        shape = (min(step, replicates - start), len(rows_KV))
-        totals_RV[start : start + step] = _weights(items, counts_K, shape, method, n_clusters) @ rows_KV
-    if bounds is not None and unseen_weight:
-        weight_R = unseen.standard_gamma(unseen_weight, replicates) * sizes_C.mean()
-        scores_RV = bounds[0] + (bounds[1] - bounds[0]) * _unseen_scores(unseen, rows_KV, counts_K, replicates)
-        totals_RV += weight_R[:, None] * np.column_stack([scores_RV, np.ones(replicates)])
-    return totals_RV[:, :-1] / totals_RV[:, -1:]
-
-
-def _unseen_scores(
-    rng: np.random.Generator, rows_KV: Floats, counts_K: npt.NDArray[np.integer[Any]], replicates: int
-) -> Floats:
-    """R × V scores in [0, 1], each Beta(1/2, 1/2), correlated as the columns are: `rows_KV` holds sums and, last, sizes."""
-    values_KV, n_columns = rows_KV[:, :-1] / rows_KV[:, -1:], rows_KV.shape[1] - 1
-    correlation = np.eye(n_columns)
-    varies = np.flatnonzero(np.ptp(values_KV, axis=0) > 0)
-    if len(varies) > 1:
-        correlation[np.ix_(varies, varies)] = _correlation(np.cov(values_KV[:, varies].T, fweights=counts_K))
-    n = counts_K.sum()
-    shrunk = (n * correlation + INDEPENDENT * np.eye(n_columns)) / (n + INDEPENDENT)
-    normal_RV = rng.standard_normal((replicates, n_columns)) @ np.linalg.cholesky(shrunk).T
-    return np.sin(np.pi / 2 * special.ndtr(normal_RV)) ** 2  # the arcsine law is Beta(1/2, 1/2)
-
-
-def _correlation(covariance: Floats) -> Floats:
-    sd = np.sqrt(np.diag(covariance))
-    return covariance / np.outer(sd, sd)
-
-
-def _weights(
-    rng: np.random.Generator, counts_K: npt.NDArray[np.integer[Any]], shape: tuple[int, int], method: Method, n: int
-) -> Floats:
-    if method == "percentile":
-        return rng.multinomial(n, counts_K / n, size=shape[0]).astype(float)
-    if counts_K.max() == 1:
-        return rng.standard_exponential(shape)  # what gamma(1) is, faster
-    return rng.standard_gamma(counts_K.astype(float), size=shape)
-
-
-def _seed_shift(means_TV: Floats, seed: Seed, replicates: int) -> Floats:
-    """R × V draws of (true mean over trainings − measured mean): multivariate t with T − 1 degrees of freedom."""
-    rng = np.random.default_rng([*np.atleast_1d(np.asarray(seed)).tolist(), SEED_LEVEL])
-    n = len(means_TV)
-    normal_RT = rng.standard_normal((replicates, n))
-    scale_R = np.sqrt((n - 1) / rng.chisquare(n - 1, replicates) / (n * (n - 1)))
-    return (normal_RT @ (means_TV - means_TV.mean(0))) * scale_R[:, None]
+def _t_over_normal(first: float, second: float, first_df: int, second_df: int, level: float) -> float:
+    """By how much a sum of two variance components is wider than normal: Student's t with Satterthwaite's freedom."""
+    if first + second <= 0:
+        return 1.0
+    second_part = second**2 / second_df if second else 0.0
+    freedom = (first + second) ** 2 / (first**2 / first_df + second_part)
+    return float(stats.t.ppf((1 + level) / 2, freedom) / stats.norm.ppf((1 + level) / 2))

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap, Floats, Seed
+from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap
+from mopd_diag.estimators.draws import Floats, Seed
 from mopd_diag.estimators.selection import as_items_by_samples, best_of
 from mopd_diag.estimators.statistics import (
     Verdict,

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap, Floats, Seed
+from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap
+from mopd_diag.estimators.draws import Floats, Seed
 from mopd_diag.estimators.selection import Shortfall, as_items_by_samples, best_of, worst_shortfall
 from mopd_diag.estimators.significance import holm, permutation_test
 from mopd_diag.estimators.statistics import equivalence_verdict, item_means

@@ -20,8 +20,7 @@ TEACHER, SEVERAL, EXISTING, OWN, ABSTAIN = "teacher", "several", "pre-existing",
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Every threshold of the method. They were set by reasoning and on synthetic casts, not yet on a provenance
-    bench."""
+    """Every threshold of the method: set by reasoning, adjusted on one quickstart run and merges of its models, not calibrated."""
 
     moved_token: float = MOVED_TOKEN
     """nats of KL(subject ‖ base) below which a token is pre-existing."""
@@ -66,12 +65,11 @@ class Judgement:
 
 
 def judge(pooled: Pooled, rules: Rules | None = None, *, moved: float | None = None) -> Judgement:
-    """Class, set and confidence of each group; `moved` overrides the rule for groups of another size (single
-    tokens)."""
+    """Class, set and confidence of each group; `moved` overrides the rule for groups of another size (single tokens)."""
     rules = rules or Rules()
     moved = rules.moved if moved is None else moved
     share_NK, own_N = shares(pooled.gram_NSS)
-    residual_NK, joint_N = residuals(pooled)
+    residual_NK, joint_N = residuals(pooled, own_N)
     cosine_NSS = cosines(pooled.gram_NSS)
     rank_NK = np.where(np.isnan(residual_NK), np.inf, residual_NK)
     best_N = rank_NK.argmin(1)

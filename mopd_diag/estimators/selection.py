@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.bootstrap import Floats
+from mopd_diag.estimators.draws import Floats
 from mopd_diag.estimators.statistics import item_means
 
 

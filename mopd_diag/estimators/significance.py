@@ -12,7 +12,8 @@ import numpy.typing as npt
 from scipy import stats
 
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.bootstrap import CHUNK, REPLICATES, Clusters, Floats, Seed
+from mopd_diag.estimators.bootstrap import REPLICATES
+from mopd_diag.estimators.draws import CHUNK, Clusters, Floats, Seed
 
 
 def permutation_test(

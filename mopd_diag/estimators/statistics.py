@@ -17,7 +17,8 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap, Bounds, Clusters, Floats, Method, Seed, Statistic
+from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap, Statistic
+from mopd_diag.estimators.draws import Bounds, Clusters, Floats, Method, Seed
 from mopd_diag.types import Estimate
 
 __all__ = [

@@ -16,6 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mopd_diag.models.linear import QUANTUM, linear
+
+SHORT = 64
+"""Up to this length plain batched products beat the fused attention kernel, forward and backward."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
@@ -76,6 +81,21 @@ def rotate(x_NLHE: Tensor, rotary_LE: Tensor) -> Tensor:
     return torch.view_as_real(x * rotary_LE[:, None, :]).flatten(-2)
 
 
+def attend(q_NHLE: Tensor, k_NKLE: Tensor, v_NKLE: Tensor) -> Tensor:
+    """Causal attention, [N, L, H·E]."""
+    n, heads, length, width = q_NHLE.shape
+    groups = k_NKLE.shape[1]
+    if length > SHORT:
+        out = F.scaled_dot_product_attention(q_NHLE, k_NKLE, v_NKLE, is_causal=True, enable_gqa=heads != groups)
+    else:
+        future = torch.full((length, length), -torch.inf, dtype=q_NHLE.dtype, device=q_NHLE.device).triu_(1)
+        bias = future.repeat(heads // groups, 1).expand(n * groups, -1, -1)
+        q, k, v = (t.reshape(n * groups, -1, width) for t in (q_NHLE, k_NKLE, v_NKLE))
+        score = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=width**-0.5)
+        out = torch.bmm(score.softmax(-1), v).view(n, heads, length, width)
+    return out.transpose(1, 2).flatten(2)
+
+
 class Layer(nn.Module):
     """One pre-norm block with fused query/key/value and gate/up projections."""
 
@@ -96,25 +116,23 @@ class Layer(nn.Module):
     def heads(self, x: Tensor, rotary_LE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [N, H, L, E], rotated keys and values [N, K, L, E]."""
         c = self.c
-        q_and_k = c.num_attention_heads + c.num_key_value_heads
+        heads = (c.num_attention_heads, c.num_key_value_heads)
         normed = F.rms_norm(x, (c.hidden_size,), self.norm_attention, c.rms_norm_eps)
-        qkv = F.linear(normed, self.qkv).unflatten(-1, (-1, c.head_dim))
-        qk = qkv[..., :q_and_k, :]
+        qk, v = linear(normed, self.qkv).unflatten(-1, (-1, c.head_dim)).split((sum(heads), heads[1]), -2)
         if c.qk_norm:
-            q = F.rms_norm(qk[..., : c.num_attention_heads, :], (c.head_dim,), self.norm_q, c.rms_norm_eps)
-            k = F.rms_norm(qk[..., c.num_attention_heads :, :], (c.head_dim,), self.norm_k, c.rms_norm_eps)
+            q, k = qk.split(heads, -2)
+            q = F.rms_norm(q, (c.head_dim,), self.norm_q, c.rms_norm_eps)
+            k = F.rms_norm(k, (c.head_dim,), self.norm_k, c.rms_norm_eps)
             qk = torch.cat((q, k), -2)
-        qk = rotate(qk, rotary_LE)
-        q, k = qk.split((c.num_attention_heads, c.num_key_value_heads), -2)
-        return q.transpose(-3, -2), k.transpose(-3, -2), qkv[..., q_and_k:, :].transpose(-3, -2)
+        q, k = rotate(qk, rotary_LE).split(heads, -2)
+        return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
 
-    def mix(self, x: Tensor, attended_NHLE: Tensor) -> Tensor:
-        """Residual stream after the attention output and the gated feed-forward."""
+    def mix(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual stream [..., D] after the attention output [..., H·E] and the gated feed-forward."""
         c = self.c
-        x = x + F.linear(attended_NHLE.transpose(-3, -2).flatten(-2), self.out)
-        gate_up = F.linear(F.rms_norm(x, (c.hidden_size,), self.norm_mlp, c.rms_norm_eps), self.gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return x + F.linear(F.silu(gate) * up, self.down)
+        x = x + linear(attended, self.out)
+        gate, up = linear(F.rms_norm(x, (c.hidden_size,), self.norm_mlp, c.rms_norm_eps), self.gate_up).chunk(2, -1)
+        return x + linear(F.silu(gate) * up, self.down)
 
 
 class Decoder(nn.Module):
@@ -157,14 +175,21 @@ class Decoder(nn.Module):
 
     def hidden(self, ids_NL: Tensor) -> Tensor:
         """Last hidden states after the final norm, [N, L, D]; the batch is right-padded, so causality hides the padding."""
+        every = torch.arange(ids_NL.numel(), device=ids_NL.device)
+        return self.hidden_at(ids_NL, every).view(*ids_NL.shape, -1)
+
+    def hidden_at(self, ids_NL: Tensor, at_M: Tensor) -> Tensor:
+        """`hidden` at the flat positions `at_M` only, [M, D]: no other position passes the last feed-forward."""
         c = self.config
         x = F.embedding(ids_NL, self.embed)
         angles = self.rotary_to(ids_NL.shape[1], ids_NL.device)
         for layer in self.layers:
-            q, k, v = layer.heads(x, angles)  # type: ignore[operator]
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            attended = attend(*layer.heads(x, angles))  # type: ignore[operator]
+            if layer is self.layers[-1] and len(at_M) < ids_NL.numel():
+                chosen = F.pad(at_M, (0, -len(at_M) % QUANTUM))
+                x, attended = (t.flatten(0, 1).index_select(0, chosen) for t in (x, attended))
             x = layer.mix(x, attended)  # type: ignore[operator]
-        return F.rms_norm(x, (c.hidden_size,), self.norm, c.rms_norm_eps)
+        return F.rms_norm(x.view(-1, c.hidden_size)[: len(at_M)], (c.hidden_size,), self.norm, c.rms_norm_eps)
 
     def forward(self, ids_NL: Tensor) -> Tensor:
         """Logits at every position, [N, L, V]: only for short vocabularies and tests; elsewhere use `hidden`."""

@@ -43,7 +43,7 @@ def dressed(chart: alt.TopLevelMixin, look: Look, *, fit: int | None = None) -> 
 
 def frame_of(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows for a chart, with every text made visible: charts show names that a user wrote."""
-    plain = [{k: text.visible(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    plain = [{k: text.basic(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
     return pd.DataFrame(plain)
 
 
@@ -102,7 +102,7 @@ def _accuracy_panel(
                 "about": f"{model}, {domain}: {text.share(e)}, {e.n_items} items",
             })  # fmt: skip
     data = frame_of(rows)
-    y = alt.Y("model:N", sort=[text.visible(m) for m in models], title=None, axis=_model_axis(labels))
+    y = alt.Y("model:N", sort=[text.basic(m) for m in models], title=None, axis=_model_axis(labels))
     ticks = [0, 0.25, 0.5, 0.75, 1] if width > 190 else [0, 0.5, 1]
     x_axis = alt.Axis(format=".0%", values=ticks, title=None)
     x = alt.X("low:Q", scale=alt.Scale(domain=[0, 1], clamp=True), axis=x_axis)
@@ -125,7 +125,7 @@ def _accuracy_panel(
     routed = cast.routed(domain)
     under = "every domain weighs alike" if domain == OVERALL else f"taught by {routed}" if routed else "no teacher"
     title = alt.TitleParams(
-        "all domains" if domain == OVERALL else text.visible(domain), subtitle=text.visible(under), limit=width
+        "all domains" if domain == OVERALL else text.basic(domain), subtitle=text.basic(under), limit=width
     )
     return alt.layer(*layers, title=title).properties(width=width, height=ROW * len(models))
 
@@ -145,7 +145,7 @@ def recovery_chart(recoveries: Mapping[str, Estimate], look: Look = LIGHT, *, wi
     high = min(2.0, max([1.12, *(b for e in defined for b in (e.high, e.value) if b == b)]))
     rows = [_recovery_row(d, recoveries[d], look, low, high) for d in domains]
     data = frame_of(rows)
-    order = [text.visible(str(r["domain"])) for r in rows]
+    order = [text.basic(str(r["domain"])) for r in rows]
     y = alt.Y("domain:N", sort=order, title=None, axis=names_axis(order, width))
     figures_share = FIGURES / (width - room(order, width))
     scale = alt.Scale(domain=[low, low + (high - low) / (1 - figures_share)], nice=False)
@@ -188,34 +188,37 @@ def transfer_chart(
     `cells`: trained on, evaluated on, change, and whether it is surely a change. Colour says the sign and its depth the size; a
     number in brackets is not surely a change.
     """
-    trained = list(dict.fromkeys(c[0] for c in cells))
-    evaluated = list(dict.fromkeys(c[1] for c in cells))
+    trained, evaluated = list(dict.fromkeys(c[0] for c in cells)), list(dict.fromkeys(c[1] for c in cells))
     largest = max([0.01, *(abs(e.value) for _, _, e, _ in cells if e.defined)])
     rows = []
     for row, column, e, sure in cells:
         number = text.points(e, unit=False).split(" ")[0]
         rows.append({
-            "trained": row, "evaluated": column, "colour": look.gain if e.defined and e.value > 0 else look.loss,
+            "trained on": row, "evaluated on": column, "colour": look.gain if e.defined and e.value > 0 else look.loss,
             "depth": 0.62 * abs(e.value) / largest if e.defined else 0.0,
             "text": number if sure else "?" if not e.defined else f"({number})", "ink": look.ink if sure else look.muted,
             "about": f"trained on {row}, evaluated on {column}: {text.points(e)}{'' if e.defined else ': ' + e.note}",
         })  # fmt: skip
-    level = len(evaluated) <= 5
-    cell = int((width - 30 - room(trained, width)) / max(1, len(evaluated))) - 4
+    down, across = ("trained on", trained), ("evaluated on", evaluated)
+    if len(evaluated) > max(6, len(trained)):  # many domains, few specialists: a tall matrix keeps its numbers readable
+        down, across = across, down
+    cell = int((width - 30 - room(down[1], width)) / max(1, len(across[1]))) - 4
+    level = room(across[1], width) <= cell + 16
+    top = alt.Axis(orient="top", labelAngle=0 if level else -40, labelLimit=cell if level else 90)
     base = alt.Chart(frame_of(rows)).encode(
-        x=alt.X("evaluated:N", sort=[text.visible(c) for c in evaluated], title="evaluated on",
-                axis=alt.Axis(orient="top", labelAngle=0 if level else -40, labelLimit=cell if level else 90)),
-        y=alt.Y("trained:N", sort=[text.visible(c) for c in trained], title="trained on", axis=names_axis(trained, width)),
-    )  # fmt: skip
+        x=alt.X(f"{across[0]}:N", sort=[text.basic(c) for c in across[1]], axis=top),
+        y=alt.Y(f"{down[0]}:N", sort=[text.basic(c) for c in down[1]], axis=names_axis(down[1], width)),
+    )
     plates = base.mark_rect(stroke=look.card, strokeWidth=3, cornerRadius=5).encode(
         color=alt.Color("colour:N", scale=PASS_THROUGH, legend=None),
         opacity=alt.Opacity("depth:Q", scale=PASS_THROUGH, legend=None),
         tooltip="about:N", description="about:N",
     )  # fmt: skip
-    numbers = base.mark_text(fontSize=12 if len(evaluated) <= 6 else 10).encode(
+    numbers = base.mark_text(fontSize=12 if cell > 40 else 10 if cell > 22 else 8.5).encode(
         text="text:N", color=alt.Color("ink:N", scale=PASS_THROUGH, legend=None), tooltip="about:N"
     )
-    return dressed(alt.layer(plates, numbers).properties(height=40 * len(trained)), look, fit=width)
+    height = (40 if len(down[1]) <= 6 else 26) * len(down[1])
+    return dressed(alt.layer(plates, numbers).properties(height=height), look, fit=width)
 
 
 def provenance_chart(
@@ -248,7 +251,7 @@ def provenance_chart(
     names = [*(b.partition(" · ")[0] for b in bars), *(f"↳ {m}" for m in shares if m != first)]
     axis = names_axis(names, width, labelExpr="split(datum.value, ' · ')[1] || datum.value")
     base = alt.Chart(frame_of(rows)).encode(
-        y=alt.Y("bar:N", sort=[text.visible(b) for b in bars], title=None, axis=axis)
+        y=alt.Y("bar:N", sort=[text.basic(b) for b in bars], title=None, axis=axis)
     )
     x = alt.X(
         "start:Q",

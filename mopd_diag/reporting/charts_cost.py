@@ -158,7 +158,7 @@ def timeline_chart(
     lines = {k: lines[k] for k in sorted(lines, key=lambda k: k in SERVICES.values())}
     for line in lines.values():
         max(line, key=lambda r: r["end"])["text"] = text.duration(sum(r["seconds"] for r in line))
-    order = [text.visible(line) for line in lines]
+    order = [text.basic(line) for line in lines]
     base = alt.Chart(frame_of(rows)).encode(y=alt.Y("stage:N", sort=order, title=None, axis=names_axis(order, width)))
     colour = alt.Color("colour:N", scale=PASS_THROUGH, legend=None)
     last = max((float(r["end"]) for r in rows), default=1.0)
@@ -180,7 +180,8 @@ def curves_chart(
     curves: Mapping[str, pd.DataFrame], cast: Cast, look: Look = LIGHT, *, width: int = 1180
 ) -> alt.TopLevelMixin:
     """One small panel a stage: the first of `CURVES` that the stage logged, by step, raw and smoothed."""
-    columns = max(1, min(len(curves), int(width // 165)))
+    rows = math.ceil(len(curves) / max(1, width // 165))
+    columns = math.ceil(len(curves) / max(1, rows))
     inner = int(width / columns - 52)
     panels = []
     for stage, frame in curves.items():
@@ -192,7 +193,7 @@ def curves_chart(
         )
         data["smooth"] = data["value"].rolling(7, min_periods=1, center=True).mean()
         ends = list(_round_range(float(data["value"].min()), float(data["value"].max())))
-        x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False))
+        x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False, labelOverlap=True))
         y = alt.Y(
             "value:Q",
             title=None,
@@ -202,6 +203,6 @@ def curves_chart(
         hue = look.colour(cast, stage)
         raw = alt.Chart(data).mark_line(strokeWidth=1, opacity=0.3, color=hue).encode(x=x, y=y)
         smooth = alt.Chart(data).mark_line(strokeWidth=2, color=hue).encode(x=x, y="smooth:Q")
-        title = alt.TitleParams(text.visible(stage), subtitle=CURVES[metric], limit=inner)
+        title = alt.TitleParams(text.basic(stage), subtitle=CURVES[metric], limit=inner)
         panels.append(alt.layer(raw, smooth, title=title).properties(width=inner, height=84))
     return dressed(alt.concat(*panels, columns=columns, spacing=18), look)

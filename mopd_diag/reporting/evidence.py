@@ -38,7 +38,7 @@ class Token:
     def about(self) -> str:
         """Everything about the token in one line, for hovering."""
         sure = "" if math.isnan(self.confidence) else f", confidence {text.percent(self.confidence)}"
-        logp = ", ".join(f"{m} {v:.2f}" for m, v in self.logp.items() if v == v).replace("-0.00", "0.00")
+        logp = ", ".join(f"{m} {text.fixed(v, 2)}" for m, v in self.logp.items() if v == v)
         named = f" ({self.named.replace('+', ', ')})" if self.named else ""
         return f"{LABELS.get(self.label, self.label)}{named}{sure}" + (f" · log-probability: {logp}" if logp else "")
 
@@ -176,7 +176,7 @@ def tokens_of(rows: pd.DataFrame, cast: Cast, pivot: object = None) -> list[Toke
 def _table(row: dict[str, object], prefix: str, cast: Cast) -> dict[str, float]:
     """The columns of one prefix by member, in the order of the cast."""
     found = {
-        cast.member(str(c)[len(prefix) :]): float(v)
+        cast.column(str(c)[len(prefix) :]): float(v)
         for c, v in row.items()
         if str(c).startswith(prefix) and isinstance(v, float)
     }

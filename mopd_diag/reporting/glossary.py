@@ -28,6 +28,12 @@ GLOSSARY: list[tuple[str, str]] = [
     ("forgetting", "what a path had reached on a domain at some stage and lost by its end"),
     ("regret", "how far a path's worst domain stays behind the best model on that domain"),
     ("attribution", "which model best explains where the student's next-token probabilities moved away from the base"),
+    (
+        "inherited",
+        "of an answer: the domain's teacher fails it the same way; of a domain: explained beyond likeness by the teachers",
+    ),
+    ("leaked", "a failure that another domain's teacher makes"),
+    ("lost", "a failure on an item that the domain's teacher solves"),
     ("several", "teachers that move alike here and cannot be told apart"),
     ("pre-existing", "the base does it already"),
     ("own", "a move that no listed teacher explains"),

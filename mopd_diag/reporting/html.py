@@ -67,7 +67,7 @@ def _shown(value: object) -> object:
 
 def fixed(value: float, digits: int) -> str:
     """A plain number for the token tables; a dash where there is none."""
-    return "–" if value != value else f"{value:.{digits}f}"
+    return "–" if value != value else text.fixed(value, digits)
 
 
 def evidence_text(finding: Finding) -> Markup:
@@ -107,7 +107,7 @@ def _charts(view: View) -> dict[str, list[Picture]]:
     recoveries = {d: c.recovery for d, c in reading.caps.get(STUDENT, {}).items()}
     if recoveries:
         made["caps"] = pictures(lambda w: charts.recovery_chart(recoveries, CSS, width=w), [PHONE], "caps")
-    cells = [(c.trained_on, c.evaluated_on, c.change, c.sure and c.change.defined) for c in reading.cells]
+    cells = [(c.row, c.evaluated_on, c.change, c.sure and c.change.defined) for c in reading.cells]
     if cells:
         made["interference"] = pictures(lambda w: charts.transfer_chart(cells, CSS, width=w), [PHONE], "transfer")
     models = [m for m in (STUDENT, *reading.controls[:1]) if m in reading.provenance]

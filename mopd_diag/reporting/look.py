@@ -50,11 +50,16 @@ class Cast:
         roles = {m: str((named.get(m) or {}).get("role") or m.partition("-")[0]) for m in found}
         roles = {m: r if r in ROLE_ORDER else "rival" for m, r in roles.items() if r != "checkpoint" and "." not in m}
         order = sorted(roles, key=lambda m: ROLE_ORDER.index(roles[m]))
+        taught: dict[str, tuple[str, ...]] = {}
+        for model in found:  # a path trained in phases was taught what its checkpoints were
+            line = model.partition(".")[0]
+            own = (named.get(model) or {}).get("domains") or ()
+            taught[line] = tuple(dict.fromkeys([*taught.get(line, ()), *own]))
         world = (manifest.get("plan") or {}).get("world") or {}
         planned = world.get("domains") or [] if isinstance(world, Mapping) else []
         return cls(
             {m: roles[m] for m in order},
-            {m: tuple((named.get(m) or {}).get("domains") or ()) for m in order},
+            {m: taught[m] for m in order},
             tuple(dict.fromkeys([*planned, *domains])),
             manifest.get("route") or {},
         )
@@ -79,10 +84,13 @@ class Cast:
         'teacher-math'
         """
         head, _, tail = label.partition(":")
-        for candidate in (label, f"{head}-{tail}", f"teacher-{label}", label.partition(".")[0]):
-            if candidate in self.roles:
-                return candidate
-        return head if head in LABELS else label
+        if label not in self.roles and head in LABELS:
+            return head
+        return self.column(label, f"{head}-{tail}")
+
+    def column(self, name: str, *others: str) -> str:
+        """The model that a trace's column names, where `abstain` can only be a teacher of that name."""
+        return next((c for c in (name, *others, f"teacher-{name}", name.partition(".")[0]) if c in self.roles), name)
 
     def mark(self, label: str) -> str:
         """The few letters that stand for a label beside its colour; no two teachers share them."""

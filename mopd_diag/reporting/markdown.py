@@ -57,7 +57,8 @@ def _lines(view: View) -> Iterator[str]:
         yield from (f"**{answer.question}** {plain(answer.sentence)}", "")
     for name, heading in (
         ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"), ("provenance", "Which teacher"), ("caps", "Caps"),
-        ("transfer", "Transfer"), ("failures", "Failures by class"), ("measures", "Forgetting and regret"), ("checks", "Checks"), ("unknown", "What could not be told"),
+        ("transfer", "Transfer"), ("measures", "Forgetting and regret"), ("failures", "Failures by class"), ("checks", "Checks"),
+        ("unknown", "What could not be told"),
     ):  # fmt: skip
         if name in view.tables:
             yield from (f"## {heading}", "", f"{plain(view.tables[name].caption)}.", "", *table(view.tables[name]))
@@ -77,7 +78,8 @@ def _lines(view: View) -> Iterator[str]:
 def _failure(f: Failure) -> list[str]:
     """One failure on three lines: the answer, the marks under its tokens, what the routed teacher does."""
     lines = [
-        f"- {plain(f.domain)} {code(f.prompt)} → {code(f.response)}, attributed to **{plain(LABELS.get(f.label, f.label))}**"
+        f"- {plain(f.domain)} {code(f.prompt)} → {code(f.response)}, {f'{plain(f.case.words)}, ' if f.case else ''}"
+        f"{'not attributed' if f.label == 'abstain' else f'attributed to **{plain(LABELS.get(f.label, f.label))}**'}"
     ]
     marks = " ".join(f"{code(t.shown, 20)} {plain(t.mark)}{' ←pivot' if t.pivot else ''}" for t in f.tokens[:24])
     return [*lines, f"  - by token: {marks}{' …' if len(f.tokens) > 24 else ''}", f"  - {plain(f.story)}"]

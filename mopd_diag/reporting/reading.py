@@ -58,6 +58,15 @@ class Cell:
     change: Estimate
 
     @property
+    def row(self) -> str:
+        """The name of the specialist's row: its domain, or the model when it has several."""
+        return (
+            self.trained_on
+            if "+" not in self.trained_on
+            else str(self.finding.evidence.get("model") or self.trained_on)
+        )
+
+    @property
     def own(self) -> bool:
         """Whether the domain is one of those trained on."""
         return bool(self.finding.evidence.get("own_domain", self.evaluated_on in self.trained_on.split("+")))
@@ -92,7 +101,10 @@ class Case:
 
     @property
     def words(self) -> str:
-        return f"{self.kind}, {self.teacher}" if self.teacher else self.kind
+        """The class in a few words: `inherited from teacher-math`."""
+        if not self.teacher:
+            return self.kind
+        return f"{self.kind}: {self.teacher} solves it" if self.kind == "lost" else f"{self.kind} from {self.teacher}"
 
 
 @dataclass(frozen=True)
@@ -179,21 +191,18 @@ def _provenance(f: Finding, routed: Estimate) -> Provenance:
 
 
 def _cases(f: Finding) -> list[Case]:
-    """The cases of a finding, one of each class before the second of any."""
+    """The cases of a finding, one of each class before the second of any, the commonest class first."""
     table = f.evidence.get("cases")
     if not isinstance(table, Mapping):
         if not f.evidence.get("item_id"):
             return []
         table = {f.verdict: [f.evidence]}
-    found = [
-        (
-            turn,
-            Case(f, str(kind), str(c["item_id"]), int(c.get("sample", 0)), str(c.get("teacher") or ""), c.get("pivot")),
-        )
-        for kind, cases in table.items()
-        for turn, c in enumerate(cases)
-        if isinstance(c, Mapping) and "item_id" in c
-    ]
+    found = []
+    for kind in sorted(table, key=lambda k: k != f.verdict):
+        for turn, c in enumerate(table[kind] if isinstance(table[kind], list) else []):
+            if isinstance(c, Mapping) and c.get("item_id"):
+                teacher, sample = str(c.get("teacher") or ""), int(c.get("sample", 0))
+                found.append((turn, Case(f, str(kind), str(c["item_id"]), sample, teacher, c.get("pivot"))))
     return [case for _, case in sorted(found, key=lambda tc: tc[0])]
 
 
@@ -218,6 +227,9 @@ def reason_of(f: Finding) -> str:
     """Why a question stayed open."""
     if words_of(f):
         return words_of(f)
+    p = f.evidence.get("p_adjusted")
+    if _number(p):
+        return f"neither surely a change (p = {p:.2g} after correction for the whole matrix) nor surely none"
     if f.estimate is not None and f.estimate.defined:
         return "its interval allows more than one verdict"
     return "no reason was recorded"

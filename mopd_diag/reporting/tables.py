@@ -74,22 +74,25 @@ def caps_table(reading: Reading) -> Table:
     partitions = list(dict.fromkeys(p for c in table.values() for p in c.partition))
     gaps = any(c.gap is not None for c in table.values())
     columns = ["domain", "recovery", "verdict", "base", "student", "best teacher", "which"]
-    columns += ["student − teacher"] * gaps + [f"items: {PARTS.get(p, p)}" for p in partitions]
+    columns += ["gap"] * gaps + [PARTS.get(p, p) for p in partitions]
     rows = []
     for domain, c in table.items():
         row = [_domain(domain), text.ratio(c.recovery), VERDICTS.get(c.finding.verdict, c.finding.verdict)]
         row += [*(_maybe(e) for e in (c.base, c.student, c.best)), c.teacher or "–"]
         row += ["–" if c.gap is None else text.points(c.gap, unit=False)] * gaps
         rows.append(row + [str(c.partition.get(p, "–")) for p in partitions])
-    caption = "Recovery = (student − base) / (best teacher − base), per domain; the difference is in percentage points"
+    caption = "Recovery = (student − base) / (best teacher − base)"
+    caption += "; gap = student − best teacher, in percentage points" * gaps + "; the last columns count items" * bool(
+        partitions
+    )
     finds = [c.finding.id for c in table.values()]
     return Table(caption, columns, rows, frozenset({"verdict", "which"}), _last(table), finds=finds)
 
 
 def transfer_table(reading: Reading) -> Table:
-    trained = list(dict.fromkeys(c.trained_on for c in reading.cells))
+    trained = list(dict.fromkeys(c.row for c in reading.cells))
     evaluated = list(dict.fromkeys(c.evaluated_on for c in reading.cells))
-    cells = {(c.trained_on, c.evaluated_on): text.points(c.change, unit=False) for c in reading.cells}
+    cells = {(c.row, c.evaluated_on): text.points(c.change, unit=False) for c in reading.cells}
     rows = [[r, *(cells.get((r, e), "–") for e in evaluated)] for r in trained]
     return Table("Change of accuracy against the base, in percentage points", ["trained on", *evaluated], rows)
 
@@ -126,7 +129,8 @@ def _rest(p: Provenance, cast: Cast, domain: str) -> str:
     parts: dict[str, float] = {}
     for label, value in p.shares.items():
         parts[cast.member(label)] = parts.get(cast.member(label), 0.0) + value
-    rest = sorted(((m, v) for m, v in parts.items() if m != routed and v >= 0.005), key=lambda mv: -mv[1])
+    hidden = {routed} if domain != OVERALL else set(cast.teachers)
+    rest = sorted(((m, v) for m, v in parts.items() if m not in hidden and v >= 0.005), key=lambda mv: -mv[1])
     return ", ".join(f"{m} {text.percent(v)}" for m, v in rest) or "–"
 
 

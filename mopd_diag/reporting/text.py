@@ -45,6 +45,16 @@ def visible(text: str, *, spaces: bool = False) -> str:
     return "".join(shown)
 
 
+def basic(text: str) -> str:
+    """`visible`, and characters beyond the basic plane as code points: Vega cuts a long label in the middle of such a character,
+    and the converter to SVG dies of the half that is left.
+
+    >>> basic("a😀")
+    'a‹U+1F600›'
+    """
+    return "".join(c if ord(c) < 0x10000 else f"‹U+{ord(c):04X}›" for c in visible(text))
+
+
 def clip(text: str, limit: int = 400) -> str:
     """`text` shortened to `limit` characters, saying how many were left out."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more characters)"
@@ -53,7 +63,7 @@ def clip(text: str, limit: int = 400) -> str:
 # -- numbers ------------------------------------------------------------------------------------------------------------
 
 
-def _fixed(x: float, digits: int, *, signed: bool = False) -> str:
+def fixed(x: float, digits: int, *, signed: bool = False) -> str:
     """Fixed-point with a real minus sign and no negative zero."""
     text = f"{x:{'+' if signed else ''}.{digits}f}"
     if float(text) == 0:
@@ -63,7 +73,7 @@ def _fixed(x: float, digits: int, *, signed: bool = False) -> str:
 
 def percent(x: float, digits: int = 0) -> str:
     """A share as a percentage: 0.973 -> `97%`."""
-    return UNKNOWN if math.isnan(x) else f"{_fixed(100 * x, digits)}%"
+    return UNKNOWN if math.isnan(x) else f"{fixed(100 * x, digits)}%"
 
 
 def share(e: Estimate) -> str:
@@ -96,10 +106,10 @@ def estimate(e: Estimate | None) -> str:
 def _with_interval(e: Estimate, scale: float, digits: int, suffix: str, *, signed: bool) -> str:
     if not e.defined:
         return UNKNOWN
-    value = _fixed(scale * e.value, digits, signed=signed) + suffix
+    value = fixed(scale * e.value, digits, signed=signed) + suffix
     if math.isnan(e.low) or math.isnan(e.high):
         return f"{value} (no interval)"
-    low, high = (_fixed(scale * x, digits, signed=signed) for x in (e.low, e.high))
+    low, high = (fixed(scale * x, digits, signed=signed) for x in (e.low, e.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -120,7 +130,7 @@ def duration(seconds: float) -> str:
         return UNKNOWN
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s" if seconds >= 1 or seconds == 0 else f"{seconds:.1f} s"
+        return f"{whole} s" if seconds >= 1 or seconds == 0 else f"{seconds:.1f} s" if seconds >= 0.05 else "< 0.1 s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

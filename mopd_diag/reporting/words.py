@@ -167,25 +167,31 @@ def interference_answer(reading: Reading) -> Answer:
         return Answer("interference", text.UNKNOWN, "no transfer matrix", empty, forgotten)
     verdicts = Counter(c.finding.verdict for c in off)
     worst = min(told, key=lambda c: c.change.value)
-    lead = f"At worst {text.points(worst.change)}: {_pair(worst)}."
+    doubt = "" if worst.sure else ", not surely a change"
+    lead = f"At worst {text.points(worst.change)}: {_pair(worst)}{doubt}."
     detail = (
         f"Of {text.plural(len(off), 'pair')} of different domains, training on one harmed the other in {verdicts[HARM]}, helped it in "
         f"{verdicts[HELP]}, left it as it was in {verdicts[SAME]}, and {len(off) - sum(verdicts[v] for v in (HARM, HELP, SAME))} "
         "cannot be told."
     )
     return Answer(
-        "interference", text.points(worst.change), f"at worst: {_pair(worst)}", lead, f"{detail} {forgotten}".strip()
+        "interference",
+        text.points(worst.change),
+        f"at worst: {_pair(worst)}{doubt}",
+        lead,
+        f"{detail} {forgotten}".strip(),
     )
 
 
 def _pair(cell: Cell) -> str:
-    return f"{cell.evaluated_on} after training on {cell.trained_on} alone"
+    trained = f"training on {cell.trained_on}" if cell.row == cell.trained_on else f"the training of {cell.row}"
+    return f"{cell.evaluated_on} after {trained} alone"
 
 
 def _forgetting(reading: Reading) -> str:
     """What the student and the most forgetful path lost of what they had."""
     table = reading.measure("forgetting")
-    told = {m: x for m, x in table.items() if x.value.defined}
+    told = {m: x for m, x in table.items() if x.value.defined and "." not in m}  # a dot: a checkpoint on the way
     if not told:
         return ""
     worst = max(told, key=lambda m: told[m].value.value)

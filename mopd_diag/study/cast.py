@@ -68,9 +68,12 @@ def load_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
 
 
 def attribute_cast(
-    cast: Cast, prompts: Sequence[Prompt], *, max_new_tokens: int = 256, temperature: float = 1.0, seed: int = 0, told: Told = lambda _: None
+    cast: Cast, prompts: Sequence[Prompt], *, max_new_tokens: int = 256, temperature: float = 1.0, seed: int = 0,
+    told: Told = lambda _: None, warn: Told = lambda _: None,
 ) -> Attribution:  # fmt: skip
     """Attribute the student's answers, sampled here where a prompt has no response, to base and teachers.
+
+    `told` hears what is going on, `warn` what was left out.
 
     Raises BadInput for a prompt that does not fit, CheckpointError for members that cannot be compared.
     """
@@ -79,9 +82,12 @@ def attribute_cast(
     told(f"scoring {len(rollouts)} answers under {len(members.loaded)} models")
     models: dict[str, Any] = members.models
     scored = score(rollouts, models, "student", members.teachers)
+    for name in scored.left_out:
+        warn(f"{name} gives NaN or infinite logits and is left out; repair {members.loaded[name].path}")
+    route = {d: t for d, t in members.route.items() if t not in scored.left_out}
     names = {int(t): members.tokenizer.token(int(t)) for t in set(scored.token_T.tolist())}
     tokens = pd.DataFrame({"token_id": scored.token_T, "token": [names[int(t)] for t in scored.token_T]})
-    return attribute(scored.evidence, answers, tokens, routed=members.route or None)
+    return attribute(scored.evidence, answers, tokens, routed=route or None)
 
 
 def write_attribution(attribution: Attribution, out: Path) -> None:

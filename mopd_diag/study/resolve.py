@@ -60,12 +60,16 @@ class Study:
         steps = [s for s in self.stages if s.name.split(".")[0] == "rival-sequential-rl"]
         return [(s.name, s.domains[0]) for s in steps]
 
-    def control(self) -> str | None:
-        """A model that never saw a teacher: the null against which closeness to a teacher is read."""
-        for stage in self.stages:
-            if stage.name.startswith(("control-", "rival-")) and "." not in stage.name and isinstance(stage, GRPOStage):
-                return stage.name
-        return None
+    def controls(self) -> list[str]:
+        """Models that never saw a teacher: the null against which closeness to a teacher is read. Two trainings without a
+        teacher differ from each other too, so one control is fewer than there should be."""
+        taught = {s.name for s in self.stages if s.teachers_used}
+        rivals = [s for s in self.stages if s.name.startswith(("control-", "rival-")) and "." not in s.name]
+        return [s.name for s in rivals if isinstance(s, GRPOStage) and not taught & set(self.ancestry(s.name))]
+
+    def ancestry(self, name: str) -> list[str]:
+        """The model itself and every model it descends from."""
+        return [name, *(a for p in self.stage(name).parents for a in self.ancestry(p))]
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: the resolved plan and stages, JSON-ready."""

@@ -79,7 +79,7 @@ def claim(out: Path, study: Study, identity: dict[str, Any]) -> RunDirectory:
         "models": study.roles,
         "route": study.route(),
         "sequence": study.sequence(),
-        "control": study.control(),
+        "controls": study.controls(),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "git": _revision(),
         "seeds": [study.plan.seed],
@@ -134,7 +134,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
-    """Train each stage after its parents, evaluate each model, trace the student and the teacher-free control."""
+    """Train each stage after its parents, evaluate each model, trace the student and the teacher-free controls."""
     since = time.time() - _elapsed(run)
     jobs = []
     for stage in study.stages:
@@ -148,10 +148,8 @@ def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
 
 
 def traced(study: Study) -> list[str]:
-    """The models whose answers are attributed: the student, and the control that never saw a teacher."""
-    if not study.teachers():
-        return []
-    return [n for n in ("student", study.control()) if n in study.roles]
+    """The models whose answers are attributed: the student, and the controls that never saw a teacher."""
+    return [n for n in ("student", *study.controls()) if n in study.roles] if study.teachers() else []
 
 
 def _weight(stage: Any) -> float:

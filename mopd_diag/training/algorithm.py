@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.linear import QUANTUM
 
 MICROBATCH_TOKENS = 2048
 """Padded tokens of one forward and backward pass: on CPUs, larger leaves the cache and smaller pays per call."""
@@ -98,24 +99,26 @@ def make_parts(
             width = lengths[some[-1]]
             index = torch.tensor(some)
             where = loss_NL[index, 1:width]
-            at = torch.nn.functional.pad(where, (0, 1)).flatten().nonzero().squeeze(-1)
+            at = where.flatten().nonzero().squeeze(-1)
             cut = lambda table, i=index, w=width, m=where: table[i, 1:w][m]  # noqa: E731
             fields = {name: cut(table) for name, table in (fields_NL or {}).items()}
-            ids = ids_NL[index, :width]
+            ids = ids_NL[index, : width - 1]  # what follows the last token is nobody's target
             parts.append(Part(ids, at, cut(ids_NL), cut(weight_NL), fields, group))
     return parts
 
 
 def _by_size(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Runs of rows (sorted by length) whose padded size stays within `MICROBATCH_TOKENS`, in equal numbers of rows."""
-    some: list[int] = []
-    for row in rows:
-        if some and (len(some) + 1) * lengths[row] > MICROBATCH_TOKENS:
-            yield some
-            some = []
-        some.append(row)
-    if some:
-        yield some
+    """Runs of rows (sorted by length) whose padded size stays within `MICROBATCH_TOKENS`, where it can a multiple of
+    `QUANTUM` rows, for which the matrix products are fast."""
+    start = 0
+    while start < len(rows):
+        size = 1
+        while start + size < len(rows) and (size + 1) * lengths[rows[start + size]] <= MICROBATCH_TOKENS:
+            size += 1
+        if start + size < len(rows) and size > QUANTUM:
+            size -= size % QUANTUM
+        yield rows[start : start + size]
+        start += size
 
 
 def training_flops(model: Decoder, ids_NL: Tensor, heads: int) -> int:

@@ -120,7 +120,7 @@ class MOPD:
         """Cache the teacher's last hidden states (never its logits) and its log-probability of the sampled tokens."""
         teacher = self.teachers[part.teacher or ""]
         with MODEL_TIME:
-            hidden_MD = teacher.hidden(part.ids_NL).flatten(0, 1).index_select(0, part.at_M)
+            hidden_MD = teacher.hidden_at(part.ids_NL, part.at_M)
             part.fields["teacher_hidden"] = hidden_MD
             if self.stage.form == "sampled" or self.stage.weighting == "domain-normalized":
                 logp = [

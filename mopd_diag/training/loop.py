@@ -131,7 +131,7 @@ def _backward(model: Decoder, algorithm: Algorithm, part: Part) -> tuple[float, 
         return losses * part.weight_M[where], values
 
     with MODEL_TIME:
-        hidden_MD = model.hidden(part.ids_NL).flatten(0, 1).index_select(0, part.at_M)
+        hidden_MD = model.hidden_at(part.ids_NL, part.at_M)
         loss, values = head_loss(hidden_MD, model.head_VD, weighted)
         loss.backward()
     return float(loss.detach()), values

@@ -1,5 +1,5 @@
 "use strict";
-// Tooltips for marks and tokens, links into closed lists, open details on paper. Everything is set as text, never as markup; nothing is fetched.
+// Tooltips for marks and tokens, and links into closed lists. Everything is set as text, never as markup; nothing is fetched.
 (() => {
   const tip = document.createElement("div");
   tip.id = "tip";
@@ -26,7 +26,7 @@
     const mark = event.target.closest?.(".tip, .token");
     const words = mark && said.get(mark);
     if (!words) return hide();
-    tip.textContent = words;
+    tip.textContent = words.replaceAll(" · ", "\n");
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
     const left = Math.min(Math.max(8, event.clientX - box.width / 2), innerWidth - box.width - 8);
@@ -47,13 +47,4 @@
   };
   addEventListener("hashchange", reveal);
   reveal();
-
-  const opened = [];
-  addEventListener("beforeprint", () => {
-    for (const details of document.querySelectorAll(".failure details:not([open])")) {
-      details.open = true;
-      opened.push(details);
-    }
-  });
-  addEventListener("afterprint", () => { while (opened.length) opened.pop().open = false; });
 })();
