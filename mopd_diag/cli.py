@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -52,7 +52,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Which teacher taught what, what did the teachers cap, what did the domains do to one another."""
@@ -78,12 +80,24 @@ def plans(json_: Json = False) -> None:
 @app.command(epilog="Example: mopd-diag run quickstart --out runs/quickstart --seed 1 --budget smoke")
 def run(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A built-in name or a TOML file.", show_default=False)],
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="DIR", help="Run directory; default runs/PLAN-BUDGET-sSEED.")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option("--seed", min=0, help="Seed of everything random; default the plan's.")] = None,  # noqa: UP045
-    budget: Annotated[Optional[BudgetName], typer.Option("--budget", help="How much to train; default the plan's.")] = None,  # noqa: UP045
-    world: Annotated[Optional[str], typer.Option("--world", metavar="NAME", help="World, or WORLD:DOMAIN,DOMAIN; default the plan's.")] = None,  # noqa: UP045
-    scheduler: Annotated[Literal["local", "ray"], typer.Option("--scheduler", help="Who runs independent stages.")] = "local",
-    workers: Annotated[Optional[int], typer.Option("--workers", min=1, help="Processes side by side; default one a core.")] = None,  # noqa: UP045
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Run directory; default runs/PLAN-BUDGET-sSEED.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of everything random; default the plan's.")
+    ] = None,
+    budget: Annotated[
+        BudgetName | None, typer.Option("--budget", help="How much to train; default the plan's.")
+    ] = None,
+    world: Annotated[
+        str | None, typer.Option("--world", metavar="NAME", help="World, or WORLD:DOMAIN,DOMAIN; default the plan's.")
+    ] = None,
+    scheduler: Annotated[
+        Literal["local", "ray"], typer.Option("--scheduler", help="Who runs independent stages.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes side by side; default one a core.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Train, evaluate and diagnose a plan. Repeating the command goes on where it stopped."""
@@ -108,8 +122,13 @@ def run(
 
 @app.command(epilog="Example: mopd-diag check quickstart; mopd-diag check cast.toml --prompts prompts.jsonl")
 def check(
-    target: Annotated[str, typer.Argument(metavar="PLAN_OR_CAST", help="A plan's name or file, or a cast file.", show_default=False)],
-    prompts: Annotated[Optional[Path], typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts on which a cast's teachers are compared.")] = None,  # noqa: UP045
+    target: Annotated[
+        str, typer.Argument(metavar="PLAN_OR_CAST", help="A plan's name or file, or a cast file.", show_default=False)
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts on which a cast's teachers are compared."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampled answers.")] = 0,
     json_: Json = False,
 ) -> None:
@@ -133,17 +152,27 @@ def check(
 @app.command(epilog="Example: mopd-diag attribute cast.toml --prompts prompts.jsonl --out diagnosis")
 def attribute(
     cast: Annotated[Path, typer.Argument(metavar="CAST", help="A cast file.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where traces and answers are written.", show_default=False)],
-    prompts: Annotated[Optional[Path], typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts; the student samples the answers.")] = None,  # noqa: UP045
-    rollouts: Annotated[Optional[Path], typer.Option("--rollouts", metavar="FILE.jsonl", help="Given answers, scored as they are.")] = None,  # noqa: UP045
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where traces and answers are written.", show_default=False)
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts; the student samples the answers.")
+    ] = None,
+    rollouts: Annotated[
+        Path | None, typer.Option("--rollouts", metavar="FILE.jsonl", help="Given answers, scored as they are.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest sampled answer.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="Sampling temperature; 0 is greedy.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="Sampling temperature; 0 is greedy.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampled answers.")] = 0,
     json_: Json = False,
 ) -> None:
     """Attribute a student's behaviour to base and teachers, for any checkpoints that share a tokenizer."""
     if (prompts is None) == (rollouts is None):
-        raise BadInput("give either --prompts (the student samples) or --rollouts (answers as they are), not both and not neither")
+        raise BadInput(
+            "give either --prompts (the student samples) or --rollouts (answers as they are), not both and not neither"
+        )
     from mopd_diag.config import load_cast
     from mopd_diag.prompts import read_prompts
 
@@ -158,7 +187,12 @@ def attribute(
     console = stderr()
     with console.status("attributing") as status:
         attribution = attribute_cast(
-            members, lines, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, told=status.update,
+            members,
+            lines,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            told=status.update,
             warn=lambda text: console.print(f"warning: {text}", style="yellow"),
         )
     write_attribution(attribution, out)
@@ -205,7 +239,10 @@ def interference(directory: Run, json_: Json = False) -> None:
 @app.command(epilog="Example: mopd-diag report runs/quickstart --out report.html")
 def report(
     directory: Run,
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE.html", help="Default DIR/report.html; Markdown goes beside it.")] = None,  # noqa: UP045
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE.html", help="Default DIR/report.html; Markdown goes beside it."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Write one self-contained HTML page, and Markdown beside it."""
@@ -246,7 +283,10 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         context = getattr(error, "ctx", None)
-        said = getattr(error, "format_message", lambda: str(error))().replace("Value error, ", "")
+        message = getattr(
+            error, "format_message", None
+        )  # typer's usage errors have one; their class has no public name
+        said = (message() if message else str(error)).replace("Value error, ", "")
         _fail(f"{said} (see: {context.command_path if context else 'mopd-diag'} --help)", 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("stopped; what was done is kept, repeat the command to go on", 130)
@@ -257,7 +297,10 @@ def main(arguments: list[str] | None = None) -> None:
 
         if error.errno == errno.EPIPE:
             sys.exit(0)
-        _fail(f"{error.filename or 'file'}: {error.strerror or error}; check the path, its permissions and the free space", 2)
+        _fail(
+            f"{error.filename or 'file'}: {error.strerror or error}; check the path, its permissions and the free space",
+            2,
+        )
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -107,7 +107,9 @@ class MOPDStage(StageBase):
     @model_validator(mode="after")
     def _outcome_needs_groups(self) -> MOPDStage:
         if self.alpha > 0 and (self.group < 2 or self.form != "sampled"):
-            raise ValueError(f"alpha {self.alpha} needs form 'sampled' and group >= 2, got {self.form!r} and {self.group}")
+            raise ValueError(
+                f"alpha {self.alpha} needs form 'sampled' and group >= 2, got {self.form!r} and {self.group}"
+            )
         if self.weight_low > self.weight_high:
             raise ValueError(f"weight_low {self.weight_low} is above weight_high {self.weight_high}")
         return self
@@ -230,7 +232,9 @@ class Member(Strict):
     @model_validator(mode="after")
     def _one_place(self) -> Member:
         if (self.path is None) == (self.url is None):
-            raise ValueError("give either `path` (a checkpoint directory) or `url` (a server), not both and not neither")
+            raise ValueError(
+                "give either `path` (a checkpoint directory) or `url` (a server), not both and not neither"
+            )
         return self
 
 

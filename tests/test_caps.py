@@ -177,11 +177,11 @@ def _verdicts(accuracies: dict[str, float], n: int, samples: int, runs: int) -> 
 
 def test_recovery_covers_the_truth():
     hits = [
-        _verdicts({"base": 0.4, "student": 0.85, "teacher": 0.9, "teacher-off": 0.45}, 60, 4, 120)[1],
-        _verdicts({"base": 0.5, "student": 0.6, "teacher": 0.75, "teacher-off": 0.45}, 150, 4, 120)[1],
-        _verdicts({"base": 0.6, "student": 0.95, "teacher": 0.95, "teacher-off": 0.5}, 150, 4, 120)[1],
+        _verdicts({"base": 0.4, "student": 0.85, "teacher": 0.9, "teacher-off": 0.45}, 60, 4, 80)[1],
+        _verdicts({"base": 0.5, "student": 0.6, "teacher": 0.75, "teacher-off": 0.45}, 150, 4, 80)[1],
+        _verdicts({"base": 0.6, "student": 0.95, "teacher": 0.95, "teacher-off": 0.5}, 150, 4, 80)[1],
     ]
-    assert 0.93 <= np.mean(hits) <= 0.975  # 360 data sets
+    assert 0.93 <= np.mean(hits) <= 0.975  # 240 data sets
 
 
 def test_a_planted_five_point_cap_is_found():

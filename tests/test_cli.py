@@ -36,7 +36,13 @@ def test_plans_as_json_is_the_contract(capsys: pytest.CaptureFixture[str]) -> No
     assert code == 0
     assert not err
     rows = {row["name"]: row for row in json.loads(out)["plans"]}
-    assert rows["quickstart"] | {"summary": ""} == {"name": "quickstart", "kind": "plan", "teachers": 4, "domains": 4, "summary": ""}
+    assert rows["quickstart"] | {"summary": ""} == {
+        "name": "quickstart",
+        "kind": "plan",
+        "teachers": 4,
+        "domains": 4,
+        "summary": "",
+    }
     assert rows["mopd"]["kind"] == "recipe"
     assert rows["micro12"]["domains"] == 12
 

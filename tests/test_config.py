@@ -60,7 +60,10 @@ def test_the_quickstart_routes_each_domain_to_its_family() -> None:
     ("table", "said"),
     [
         ({"name": "x", "recipe": "mopd", "budgte": "smoke"}, "unknown key 'budgte'; did you mean 'budget'"),
-        ({"name": "x", "recipe": "mopd", "world": {"domain": []}}, "unknown key 'world.domain'; did you mean 'domains'"),
+        (
+            {"name": "x", "recipe": "mopd", "world": {"domain": []}},
+            "unknown key 'world.domain'; did you mean 'domains'",
+        ),
         ({"name": "x", "stages": [{**BASE, "stps": 3}]}, "did you mean 'steps'"),
         ({"name": "x", "stages": [{**BASE, "steps": 0}]}, "greater than or equal to 1 (got 0)"),
         ({"name": "x", "stages": [{"name": "base", "algorithm": "sfd"}]}, "'sft'"),
@@ -85,11 +88,18 @@ def test_a_wrong_plan_is_one_line(table: dict, said: str) -> None:
         ([BASE, {**TEACHER, "start": None}], "needs `start`"),
         ([BASE, {**TEACHER, "name": "expert"}], "names start with a role"),
         (
-            [{**TEACHER, "name": "teacher-a", "start": "teacher-b"}, {**TEACHER, "name": "teacher-b", "start": "teacher-a"}],
+            [
+                {**TEACHER, "name": "teacher-a", "start": "teacher-b"},
+                {**TEACHER, "name": "teacher-b", "start": "teacher-a"},
+            ],
             "wait for one another in a circle",
         ),
         (
-            [BASE, TEACHER, {"name": "student", "algorithm": "mopd", "start": "base", "teachers": {"addition": "teacher-math"}}],
+            [
+                BASE,
+                TEACHER,
+                {"name": "student", "algorithm": "mopd", "start": "base", "teachers": {"addition": "teacher-math"}},
+            ],
             "no teacher for domain",
         ),
     ],
@@ -126,7 +136,9 @@ def test_broken_toml_names_the_line(tmp_path: Path) -> None:
 
 def test_cast_paths_start_at_the_cast_file(tmp_path: Path) -> None:
     path = tmp_path / "cast.toml"
-    path.write_text('[base]\npath="b"\n[student]\npath="s"\n[teachers.math]\npath="t"\ndomains=["math"]\n[rivals.rl]\npath="r"\n')
+    path.write_text(
+        '[base]\npath="b"\n[student]\npath="s"\n[teachers.math]\npath="t"\ndomains=["math"]\n[rivals.rl]\npath="r"\n'
+    )
     members = load_cast(path).members()
     assert list(members) == ["base", "student", "teacher-math", "rival-rl"]
     assert members["teacher-math"].path == tmp_path.resolve() / "t"

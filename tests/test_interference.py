@@ -41,13 +41,13 @@ def test_thin_evidence_is_undetermined_and_unknown_stays_unknown():
 
 def test_a_whole_matrix_without_effects_rarely_shows_one():
     false = 0
-    for k in range(150):
+    for k in range(100):
         cells = []
         for d in range(2):
             s = draw_scores({m: 0.7 for m in "bcdef"}, 50, 4, [k, d])
             cells += changes(s["b"], [s[m] for m in "cdef"], seed=[k, d], replicates=600)
         false += any(c.verdict in ("harm", "help") for c in judge(cells, margin=0.0))
-    assert false / 150 <= 0.085  # nominal 0.05, two standard errors of the simulation
+    assert false / 100 <= 0.09  # nominal 0.05, two standard errors of the simulation
 
 
 # -- forgetting, backward transfer, regret ----------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ def test_planted_harm_help_and_forgetting_are_found():
     assert verdicts["teacher-math", "math"] == "help" and verdicts["teacher-math", "code"] in ("none", "undetermined")
     assert list(report.matrix) == ["teacher-math", "teacher-code", "student", "rival-sequential-rl"]
     sequential, student = report.forgetting["rival-sequential-rl"], report.forgetting["student"]
-    assert (sequential.verdict, sequential.domain, sequential.reference) == ("forgets", "math", "specialists")
-    assert sequential.worst.value > 0.4 and student.worst.value < 0.1 and set(student.by_domain) == set(TRUTH)
+    assert (sequential.verdict, sequential.domain, sequential.reference) == ("forgets", "math", "base")
+    assert sequential.worst.value > 0.15 and student.worst.value < 0.1 and set(student.by_domain) == set(TRUTH)
     regret = report.regret["rival-sequential-rl"]
     assert (regret.verdict, regret.domain, regret.reference) == ("behind", "math", "student")
     assert report.regret["student"].worst.value < 0.1 and not report.backward_transfer.defined
@@ -170,7 +170,7 @@ def test_checkpoints_of_the_sequence_are_used_where_they_are_known():
     sequence = [("stage-1", "math"), ("rival-sequential-rl", "code")]
     report = interference(_records(), TEACHERS, sequence=sequence, **FAST)
     assert report.forgetting["rival-sequential-rl"].reference == "checkpoints"
-    assert report.forgetting["student"].reference == "specialists"
+    assert report.forgetting["student"].reference == "base"
     records = _records()
     at = records[records.domain == "math"].groupby("model")["score"].mean()
     assert report.backward_transfer.value == pytest.approx(at["rival-sequential-rl"] - at["stage-1"])

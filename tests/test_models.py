@@ -13,12 +13,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import SHAPES, TOKENIZER, decoder, in_transformers
+from tiny import SHAPES, TOKENIZER, assert_same_gradients, decoder, in_transformers
 
 from mopd_diag.errors import CheckpointError
 from mopd_diag.models import checkpoint
+from mopd_diag.models import linear as linear_module
 from mopd_diag.models.checkpoint import decoder_config, load_decoder, read_config, save_checkpoint
 from mopd_diag.models.decoder import half_split, interleave
+from mopd_diag.models.linear import linear
 from mopd_diag.models.tokenizer import CHARACTERS, EOS, PAD, UNKNOWN, character_tokenizer, load_tokenizer
 
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -47,6 +49,28 @@ def test_logits_equal_transformers(shape: str, tmp_path: Path) -> None:
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [(64, 16), (2, 90)])  # enough for oneDNN, and long enough for fused attention
+@pytest.mark.parametrize("shape", ["llama-grouped-untied", "qwen3"])
+def test_large_batches_and_long_texts_equal_transformers(shape: str, rows: tuple[int, int], tmp_path: Path) -> None:
+    ours = decoder(shape)
+    theirs = in_transformers(ours, tmp_path / "model")
+    ids_NL = torch.randint(3, TOKENIZER.vocab_size, rows, generator=torch.Generator().manual_seed(1))
+    theirs(ids_NL).logits.square().mean().backward()
+    ours(ids_NL).square().mean().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids_NL), theirs(ids_NL).logits, atol=5e-5, rtol=1e-4)
+    assert_same_gradients(ours, theirs)
+
+
+def test_hidden_at_is_hidden_there() -> None:
+    model = decoder("qwen3-grouped-untied")
+    ids_NL = torch.randint(3, 99, (5, 13), generator=torch.Generator().manual_seed(1))
+    for at_M in (torch.tensor([0, 7, 12, 13, 40, 64]), torch.arange(65), torch.tensor([3])):
+        with torch.no_grad():
+            expected = model.hidden(ids_NL).flatten(0, 1)[at_M]
+            torch.testing.assert_close(model.hidden_at(ids_NL, at_M), expected, atol=1e-5, rtol=1e-5)
+
+
 @every_shape
 def test_right_padding_needs_no_mask(shape: str) -> None:
     model = decoder(shape)
@@ -63,6 +87,35 @@ def test_positions_beyond_the_rotary_table(tmp_path: Path) -> None:
     ids_NL = torch.arange(3, 33)[None]
     with torch.no_grad():
         torch.testing.assert_close(ours(ids_NL), theirs(ids_NL).logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [(512,), (32, 20), (33, 16)])
+@pytest.mark.parametrize("upstream", ["dense", "one number", "transposed"])
+def test_linear_equals_torch(rows: tuple[int, ...], upstream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and both gradients, whatever the layout of the gradient that comes in; from enough rows on another library runs."""
+    generator = torch.Generator().manual_seed(0)
+    calls = []
+    onednn = linear_module._onednn
+    monkeypatch.setattr(linear_module, "_onednn", lambda x, w: calls.append(x.shape) or onednn(x, w))
+    given = torch.randn(*rows, 24, generator=generator), torch.randn(40, 24, generator=generator)
+    found = []
+    for product in (torch.nn.functional.linear, linear):
+        x, w = (t.clone().requires_grad_() for t in given)
+        y = product(x, w)
+        scale = {"dense": y.detach().sin(), "one number": torch.ones(()), "transposed": y.detach().cos().mT.contiguous().mT}[upstream]
+        (y * scale if upstream != "one number" else y).sum().backward()
+        found.append((y.detach(), x.grad, w.grad))
+    assert len(calls) == (3 if linear_module._ONEDNN else 0)
+    for ours, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, expected, atol=2e-4, rtol=1e-4)
+    with torch.inference_mode():
+        assert torch.equal(linear(*given), found[1][0])
+
+
+def test_linear_leaves_odd_numbers_of_rows_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "_onednn", None)
+    for rows in (16, 511, 513, 520):
+        assert linear(torch.ones(rows, 4), torch.ones(3, 4)).shape == (rows, 3)
 
 
 def test_rotary_layouts_are_inverse() -> None:

@@ -12,7 +12,9 @@ from mopd_diag.prompts import read_prompts
 
 def test_reads_what_the_contract_allows(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_text('{"id": 1, "prompt": "2+2:", "domain": "math", "answer": "4"}\n\n{"id": "b", "prompt": "x", "response": "", "score": 0}\n')
+    path.write_text(
+        '{"id": 1, "prompt": "2+2:", "domain": "math", "answer": "4"}\n\n{"id": "b", "prompt": "x", "response": "", "score": 0}\n'
+    )
     first, second = read_prompts(path, responses=False)
     assert (first.id, first.domain, first.answer, first.response) == ("1", "math", "4", None)
     assert (second.domain, second.response, second.score) == ("", "", 0)

@@ -11,63 +11,16 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from html.parser import HTMLParser
-from pathlib import Path
 
+import pandas as pd
 import pytest
-from synthetic_run import ACCURACY, replace_findings, write_synthetic_run
+from report_pages import Page, hostile_run, outside_code
+from synthetic_findings import ACCURACY
+from synthetic_run import write_synthetic_run
 
 from mopd_diag.reporting import text
 from mopd_diag.reporting.report import write_report
 from mopd_diag.runs.directory import RunDirectory, write_json, write_table
-
-HOSTILE = (
-    "</script><script>window.hacked=1</script><img src=x onerror=alert(1)>\u202e\x07|`]( javascript:alert(1))\u2028"
-)
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Tags, attributes, text and whether the tags close in order."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.scripts: dict[str, str] = {}
-        self.open: list[str] = []
-        self.headings: list[str] = []
-        self.feed(source)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes out of order at {self.getpos()}"
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("script", "style"):
-            self.scripts[self.open[-1]] = self.scripts.get(self.open[-1], "") + data
-        else:
-            self.words.append(data)
-            if self.open and re.fullmatch("h[1-6]", self.open[-1]):
-                self.headings.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def values(self, tag: str, name: str) -> list[str]:
-        return [v for t, n, v in self.attributes if t == tag and n == name]
 
 
 @pytest.fixture(scope="module")
@@ -80,43 +33,6 @@ def written(run) -> tuple[str, str]:
     html, markdown = write_report(run)
     assert (html, markdown) == (run.path / "report.html", run.path / "report.md")
     return html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
-
-
-def _outside_code(source: str) -> str:
-    """Markdown without its code spans."""
-    return re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", source)
-
-
-def _hostile_run(folder: Path) -> RunDirectory:
-    """A run in which every string that a model or a user could have written is hostile."""
-    run = write_synthetic_run(folder, items=12)
-    for model in ("student", "base"):
-        frame = run.records(model)
-        frame["response"] = HOSTILE + frame["response"]
-        frame["prompt"] = HOSTILE + frame["prompt"]
-        write_table(run.record_path(model), frame)
-    trace = run.trace("student")
-    trace["token"] = [HOSTILE, "\u202e", "\n", "", "\u0301", "😀"] * (len(trace) // 6) + ["x"] * (len(trace) % 6)
-    write_table(run.trace_path("student"), trace)
-    manifest = run.manifest()
-    manifest["plan"]["name"] = manifest["plan"]["summary"] = HOSTILE
-    manifest["plan"]["world"]["domains"].append(HOSTILE)
-    manifest["hardware"]["cpu"] = HOSTILE
-    write_json(run.path / "manifest.json", manifest)
-    change = {
-        "subject": "student/" + HOSTILE,
-        "verdict": HOSTILE,
-        "id": HOSTILE,
-        "evidence": {HOSTILE: [HOSTILE], "why": HOSTILE},
-    }
-    replace_findings(
-        run,
-        {
-            "cap-stack": change,
-            "transfer-stack-addition": {"evidence": {"trained_on": HOSTILE, "evaluated_on": HOSTILE}},
-        },
-    )
-    return run
 
 
 # -- completeness -------------------------------------------------------------------------------------------------------
@@ -222,7 +138,7 @@ def test_policy_allows_only_the_pinned_style_and_script(written):
 
 
 def test_hostile_text_stays_text(tmp_path):
-    html, markdown = (p.read_text(encoding="utf-8") for p in write_report(_hostile_run(tmp_path)))
+    html, markdown = (p.read_text(encoding="utf-8") for p in write_report(hostile_run(tmp_path)))
     page = Page(html)
     assert page.tags.count("script") == 1
     assert "img" not in page.tags
@@ -231,14 +147,14 @@ def test_hostile_text_stays_text(tmp_path):
     assert "</script><script>window.hacked" in page.text, "it must be shown, not dropped"
     assert "‹U+202E›" in page.text
     assert page.open == []
-    assert "<script" not in _outside_code(markdown).replace("\\<script", "")
+    assert "<script" not in outside_code(markdown).replace("\\<script", "")
     for document in (html, markdown):
         odd = {c for c in document if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and c != "\n"}
         assert not odd, f"hidden or reordering characters survive: {odd!r}"
 
 
 def test_hostile_text_does_not_break_the_tables_of_the_markdown(tmp_path):
-    lines = write_report(_hostile_run(tmp_path))[1].read_text(encoding="utf-8").splitlines()
+    lines = write_report(hostile_run(tmp_path))[1].read_text(encoding="utf-8").splitlines()
     widths = []
     for line in lines:
         if line.startswith("|"):
@@ -246,7 +162,7 @@ def test_hostile_text_does_not_break_the_tables_of_the_markdown(tmp_path):
         elif widths:
             assert len(set(widths)) == 1, widths
             widths = []
-    assert not re.search(r"(?<!\\)\]\(", _outside_code("\n".join(lines))), "a link that a model wrote"
+    assert not re.search(r"(?<!\\)\]\(", outside_code("\n".join(lines))), "a link that a model wrote"
 
 
 def test_reporting_never_imports_a_model():
@@ -324,6 +240,17 @@ def test_a_run_with_nothing_but_a_manifest_has_a_page(tmp_path):
     assert "This run is not complete." in text
     assert "The student's answers were not attributed in this run." in text
     assert "Nothing was diagnosed in this run." in text
+
+
+def test_a_student_without_failures_and_curves_without_numbers(tmp_path):
+    run = write_synthetic_run(tmp_path, items=8)
+    frame = run.records("student")
+    frame["score"] = 1.0
+    write_table(run.record_path("student"), frame)
+    for stage, values in (("student", [float("nan")] * 3), ("teacher-math", [0.5, 0.5, float("inf")])):
+        write_table(run.path / "metrics" / f"{stage}.parquet", pd.DataFrame({"step": [1, 2, 3], "reward": values}))
+    html = write_report(run)[0].read_text(encoding="utf-8")
+    assert "No failed answer of the student has a trace." in Page(html).text
 
 
 def test_findings_with_bare_evidence_still_make_a_page(tmp_path):

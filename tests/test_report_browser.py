@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_report import _hostile_run
+from report_pages import hostile_run
 
 from mopd_diag.reporting.report import write_report
 
@@ -31,7 +31,7 @@ def browser():
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
     """The hostile run on purpose: whatever holds here holds for a friendly one."""
-    return write_report(_hostile_run(tmp_path_factory.mktemp("hostile")))[0]
+    return write_report(hostile_run(tmp_path_factory.mktemp("hostile")))[0]
 
 
 @contextmanager

@@ -69,7 +69,11 @@ def tiny(seed: int = 0) -> Study:
 
 def command(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mopd_diag.cli", *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mopd_diag.cli", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -96,7 +100,11 @@ def test_a_run_leaves_what_the_contract_names(finished: RunDirectory) -> None:
     assert records.groupby("item_id")["prompt_hash"].nunique().max() == 1
     assert set(records["score"]) <= {0.0, 1.0}
     for name in MODELS:
-        assert {p.name for p in (finished.path / "models" / name).iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+        assert {p.name for p in (finished.path / "models" / name).iterdir()} >= {
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+        }
     trace = finished.trace("student")
     contract = {"item_id", "sample", "position", "token_id", "token", "share_own", "label", "confidence"}
     members = {"logp_student", "logp_base", "logp_teacher-code", "kl_teacher-code", "share_teacher-code"}
@@ -202,7 +210,9 @@ def test_a_broken_manifest_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_cannot_fit_is_refused_before_anything_trains(tmp_path: Path) -> None:
-    study = resolve(parse(Plan, {"name": "big", "stages": [{"name": "base", "algorithm": "sft", "batch": 10**9}]}, "big"))
+    study = resolve(
+        parse(Plan, {"name": "big", "stages": [{"name": "base", "algorithm": "sft", "batch": 10**9}]}, "big")
+    )
     with pytest.raises(BadInput, match="GiB for one batch"):
         run_study(study, tmp_path / "big")
     assert not (tmp_path / "big").exists()
@@ -233,16 +243,16 @@ class Noted:
         self.order.append(f"end {job.name}")
 
 
-def touch(path: Path, progress) -> None:  # noqa: ANN001
+def touch(path: Path, progress) -> None:
     progress(1, 1, {})
     path.write_text("x")
 
 
-def refuse(message: str, progress) -> None:  # noqa: ANN001
+def refuse(message: str, progress) -> None:
     raise BadInput(message)
 
 
-def die(progress) -> None:  # noqa: ANN001
+def die(progress) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -25,6 +25,7 @@ PROMPTS = {
     "mixed lengths": [[3], [4, 5, 6, 7, 8, 9, 10], [3, 4], [6, 7, 8]],
     "one row": [[3, 4, 5, 6]],
     "one token": [[3], [4]],
+    "long": [[3 + i % 7 for i in range(80)], [4, 5]],  # beyond what batched products are used for
     "pad id inside": [[3, PAD, 4], [PAD, PAD, PAD, 3], [5]],  # padding is a place, not a token
 }
 

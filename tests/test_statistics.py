@@ -128,7 +128,8 @@ def test_drawing_equal_rows_as_one_changes_no_distribution(method):
     unequal = rows + np.random.default_rng(1).random(rows.shape) * 1e-9
     fast, slow = (Bootstrap.of(r, seed=2, method=method, bounds=(0, 1.1)) for r in (rows, unequal))
     for q in (0.025, 0.5, 0.975):
-        np.testing.assert_allclose(*(np.quantile(b.means_RV, q, axis=0) for b in (fast, slow)), atol=0.005)
+        # bootstrap means of these rows lie on a grid of 1/160
+        np.testing.assert_allclose(*(np.quantile(b.means_RV, q, axis=0) for b in (fast, slow)), atol=0.0065)
 
 
 def test_chunks_do_not_change_the_draws(monkeypatch):
@@ -170,7 +171,8 @@ def test_training_seeds_widen_the_interval_and_are_said():
     items = rng.random(100) * 0.4
     same, apart = [items + 0.3] * 3, [items + d for d in (0.1, 0.3, 0.5)]
     one, alike, spread = mean(items + 0.3), mean(same), mean(apart)
-    assert (alike.low, alike.high) == pytest.approx((one.low, one.high), abs=1e-3) and "3 training seeds" in alike.method
+    assert (alike.low, alike.high) == pytest.approx((one.low, one.high), abs=1e-3)
+    assert "3 training seeds" in alike.method
     half_t = stats.t.ppf(0.975, 2) * 0.2 / math.sqrt(3)
     assert spread.value == pytest.approx(one.value) and spread.low < max(one.value - 0.9 * half_t, 0.02)
     shift = paired_difference(apart, [a + 0.05 for a in apart])
@@ -194,6 +196,13 @@ def test_joined_strata_give_the_unweighted_mean():
     assert not alone.defined and "at least 2" in alone.note
 
 
+def test_many_strata_are_not_pulled_to_the_middle_together():
+    """With an unseen item in each of twelve strata, the draws would centre on 0.9426 instead of 0.9496."""
+    strata = [Bootstrap.of(np.repeat([1.0, 0.0], [57, 3]), seed=[0, d]) for d in range(12)]
+    draws = Bootstrap.join(strata).draws(lambda m: m.mean(-1))
+    assert draws.mean() == pytest.approx(0.95, abs=0.002)
+
+
 # -- coverage ---------------------------------------------------------------------------------------------------------------
 
 
@@ -212,19 +221,21 @@ def test_binary_coverage_near_95_percent_accuracy(n, low, high):
 @pytest.mark.parametrize("n", [30, 100, 300])
 def test_coverage_with_several_samples_an_item(n):
     hit, total = {"mean": 0, "difference": 0, "overall": 0}, 0
-    for k, (a, b) in itertools.product(range(150), [(0.95, 0.9), (0.7, 0.8)]):
+    for k, (a, b) in itertools.product(range(100), [(0.95, 0.9), (0.7, 0.8)]):
         s = draw_scores({"a": a, "b": b}, n, 4, [n, k, int(100 * a)])
-        one, two = (Bootstrap.of(item_means(s[m]), seed=[k, j], replicates=800) for j, m in enumerate("ab"))
+        other = draw_scores({"b": b}, n, 4, [n, k, int(100 * a), 1])["b"]
+        strata = [Bootstrap.of(item_means(x), seed=[k, j], replicates=800) for j, x in enumerate((s["a"], other))]
         e = mean(s["a"], seed=k, replicates=800)
         d = paired_difference(s["a"], s["b"], seed=k, replicates=800)
-        o = Bootstrap.join([one, two]).estimate(lambda m: m.mean(-1))
+        o = Bootstrap.join(strata).estimate(lambda m: m.mean(-1))
         hit["mean"] += e.low <= a <= e.high
         hit["difference"] += d.low <= b - a <= d.high
         hit["overall"] += o.low <= (a + b) / 2 <= o.high
         total += 1
-    # 300 data sets: ± 2.5 points of simulation error around 93–97 %; `overall` ignores the pairing of a and b, so it is not below
-    assert 0.915 <= hit["mean"] / total <= 0.985
-    assert 0.905 <= hit["difference"] / total <= 0.985
+    # 200 data sets: ± 3 points of simulation error around 93–97 %
+    assert 0.91 <= hit["mean"] / total <= 0.985
+    assert 0.9 <= hit["difference"] / total <= 0.985
+    assert 0.91 <= hit["overall"] / total <= 0.985
 
 
 @pytest.mark.parametrize("between", [0.0, 0.03])

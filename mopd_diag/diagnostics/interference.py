@@ -36,8 +36,7 @@ class Measure:
     """Forgetting or regret of one path in its worst domain; positive is bad.
 
     `worst`: estimate there, the domain chosen on one half of the samples and measured on the other. `by_domain`: every
-    domain, for forgetting. `reference`: what the path is measured against: `checkpoints`, `specialists`, or a rival's
-    name.
+    domain, for forgetting. `reference`: what the path is measured against: `checkpoints`, `base`, or a rival's name.
     """
 
     name: str
@@ -146,9 +145,9 @@ def interference(
     `teachers`: specialist -> the domains it was trained on. `paths`: label -> model, the end of each path that is
     compared; by default the student and every model named `rival-…`. `sequence`: (stage model, domain) of the
     `sequential` path in order of training, the last stage being its end; its forgetting is then measured against its
-    own checkpoints, and backward transfer is known. Every other path is measured against the base and the specialists
-    of each domain. `margin`: changes of accuracy that count as none. Raises BadInput for models without records and
-    what `pivot` refuses.
+    own checkpoints, and backward transfer is known. Of every other path only the base is known to lie before its end:
+    a level that only a specialist had cannot be forgotten. `margin`: changes of accuracy that count as none. Raises
+    BadInput for models without records and what `pivot` refuses.
     """
     known = names(records, "model")
     labels = {m: label for label, m in (paths or _paths(known, student)).items()}
@@ -165,9 +164,7 @@ def interference(
     draw = {"level": level, "replicates": replicates}
     matrix, lost = _matrix(tables, base, [m for m in (*taught, *labels) if m != base], margin, seed, draw)
     end = sequential if stages else ""
-    references = {
-        m: {d: [base, *_earlier(m, d, end, stages, taught)] for d, t in tables.items() if m in t.scores} for m in labels
-    }
+    references = {m: {d: [base, *_earlier(m, end, stages)] for d, t in tables.items() if m in t.scores} for m in labels}
     forgot = {m: _forgetting(tables, m, refs, m == end, margin, seed, draw) for m, refs in references.items()}
     regret = {m: _regret(tables, m, [x for x in labels if x != m], margin, seed, draw) for m in labels}
     came_back = backward_transfer(
@@ -193,12 +190,9 @@ def _paths(known: list[str], student: str) -> dict[str, str]:
     return {m: m for m in known if m == student or m.startswith("rival-")}
 
 
-def _earlier(model: str, domain: str, end: str, stages: list[str], taught: dict[str, tuple[str, ...]]) -> list[str]:
-    """Models whose level a path had reached on a domain before its end: its own checkpoints, or the domain's
-    specialists."""
-    if model == end:
-        return [s for s in stages[:-1] if s != model]
-    return [t for t, domains in taught.items() if domain in domains and t != model]
+def _earlier(model: str, end: str, stages: list[str]) -> list[str]:
+    """The checkpoints of a path that are known, its end left out."""
+    return [s for s in stages[:-1] if s != model] if model == end else []
 
 
 def _matrix(
@@ -232,7 +226,7 @@ def _forgetting(
     worst, found = worst_domain([(tables[d].scores[model], s) for d, s in scores.items()], seed=seed, **draw)
     verdict = FORGETTING[equivalence_verdict(worst, margin)]
     domain = list(scores)[found.domains[0]]
-    return Measure("forgetting", model, worst, domain, "checkpoints" if own else "specialists", verdict, by_domain)
+    return Measure("forgetting", model, worst, domain, "checkpoints" if own else "base", verdict, by_domain)
 
 
 def _regret(

@@ -12,7 +12,7 @@ from mopd_diag.diagnostics.caps import CapsReport, caps
 from mopd_diag.diagnostics.interference import InterferenceReport, interference
 from mopd_diag.errors import RunDirectoryError
 from mopd_diag.runs.directory import RunDirectory
-from mopd_diag.types import Estimate, Finding
+from mopd_diag.types import Finding
 
 GATE = (0.25, 0.70)
 """Sampled accuracy of a base that RL can start from: below, groups rarely hold a right answer; above, little is left to gain."""
@@ -44,7 +44,9 @@ def interference_of(run: RunDirectory) -> InterferenceReport:
     """Transfer, forgetting and regret of a run. Raises RunDirectoryError for a run without teachers."""
     teachers = _teachers(run)
     if not teachers:
-        raise RunDirectoryError(f"{run.path} has no teachers; the transfer matrix needs models trained on one domain each")
+        raise RunDirectoryError(
+            f"{run.path} has no teachers; the transfer matrix needs models trained on one domain each"
+        )
     manifest = run.manifest()
     sequence = [(m, d) for m, d in manifest["sequence"]]
     ends = [m for m, t in manifest["models"].items() if t["role"] in ("student", "rival", "control")]
@@ -89,5 +91,9 @@ def _base_gate(records: pd.DataFrame) -> list[Finding]:
         verdict = "below-gate" if estimate.high < GATE[0] else "above-gate" if estimate.low > GATE[1] else "in-gate"
         note = f"sampled accuracy of the base; RL starts well between {GATE[0]:.0%} and {GATE[1]:.0%}"
         severity = "info" if verdict == "in-gate" else "notice"
-        found.append(Finding(f"preflight-base-{domain}", "preflight", f"base/{domain}", verdict, severity, estimate, {"note": note}))
+        found.append(
+            Finding(
+                f"preflight-base-{domain}", "preflight", f"base/{domain}", verdict, severity, estimate, {"note": note}
+            )
+        )
     return found

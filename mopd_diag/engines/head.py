@@ -30,7 +30,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_MD: Tensor, head_VD: Tensor, loss: ChunkLoss, report: dict[str, list[Tensor]]) -> Tensor:  # noqa: ANN001
-        grad_hidden = torch.empty_like(hidden_MD)
+        grad_hidden = torch.zeros_like(hidden_MD)
         head = head_VD.detach().requires_grad_(ctx.needs_input_grad[1])
         total = hidden_MD.new_zeros(())
         for part in chunks(hidden_MD.shape[0], head_VD.shape[0]):
@@ -40,7 +40,8 @@ class _HeadLoss(torch.autograd.Function):
                 value = losses.sum()
                 value.backward()
             total += value.detach()
-            grad_hidden[part] = hidden.grad
+            if hidden.grad is not None:
+                grad_hidden[part] = hidden.grad
             for name, each in values.items():
                 report.setdefault(name, []).append(each)
         ctx.save_for_backward(grad_hidden, head.grad)

@@ -108,18 +108,9 @@ def _draw(
     padding_N = torch.tensor([width - len(p) for p in prompts], device=device)
     limit_N = torch.tensor(limits, device=device)
     total = len(prompts) * n
-    stepper = Stepper(model, total, width + steps)
-    mask = None
-    if int(padding_N.max()) > 0:
-        real_NT = torch.arange(width + steps, device=device) >= padding_N[:, None]
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        # A padding query sees itself, or its softmax would be empty; nobody reads what it computes.
-        mask = (real_NT[:, None, :width] & causal) | torch.eye(width, dtype=torch.bool, device=device)
-        stepper.hide(~real_NT.repeat_interleave(n, 0))
-    logits = stepper.read(left, mask)
-    if n > 1:
-        stepper.repeat(len(prompts), n, width)
-        left, padding_N, limit_N, logits = (t.repeat_interleave(n, 0) for t in (left, padding_N, limit_N, logits))
+    stepper = Stepper(model, padding_N, n, width, steps)
+    logits = stepper.read(left)
+    left, padding_N, limit_N = (t.repeat_interleave(n, 0) for t in (left, padding_N, limit_N))
 
     shortest = min(limits)
     tokens_SN = torch.full((steps, total), pad_id, device=device)

@@ -83,7 +83,14 @@ def _fill(parameter: Tensor, weight: Tensor) -> None:
 def hf_config(config: DecoderConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The `config.json` that `transformers`, vLLM and lm-eval read."""
     kind = "qwen3" if config.qk_norm else "llama"
-    fields = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    fields = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    )
     fields += ("intermediate_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings")
     return {
         "architectures": [ARCHITECTURES[kind]],
@@ -161,7 +168,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: expected a Hugging Face model directory; check the path")
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: expected config.json; it may be half-written, save it again")
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: expected config.json; it may be half-written, save it again"
+        )
     return _read_table(path)
 
 
@@ -211,4 +220,6 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     try:
         return from_hf(config, state).to(dtype)
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: weights do not fit config.json ({error}); save the checkpoint again") from error
+        raise CheckpointError(
+            f"{folder}: weights do not fit config.json ({error}); save the checkpoint again"
+        ) from error

@@ -21,6 +21,9 @@ from mopd_diag.models.linear import QUANTUM, linear
 SHORT = 64
 """Up to this length plain batched products beat the fused attention kernel, forward and backward."""
 
+NARROW = 16
+"""Softmax over fewer keys than a vector register holds is up to ten times slower than over this many: shorter is padded."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
@@ -88,9 +91,12 @@ def attend(q_NHLE: Tensor, k_NKLE: Tensor, v_NKLE: Tensor) -> Tensor:
     if length > SHORT:
         out = F.scaled_dot_product_attention(q_NHLE, k_NKLE, v_NKLE, is_causal=True, enable_gqa=heads != groups)
     else:
-        future = torch.full((length, length), -torch.inf, dtype=q_NHLE.dtype, device=q_NHLE.device).triu_(1)
+        keys = max(length, NARROW)
+        future = torch.full((length, keys), -torch.inf, dtype=q_NHLE.dtype, device=q_NHLE.device).triu_(1)
         bias = future.repeat(heads // groups, 1).expand(n * groups, -1, -1)
         q, k, v = (t.reshape(n * groups, -1, width) for t in (q_NHLE, k_NKLE, v_NKLE))
+        if keys > length:
+            k, v = (F.pad(t, (0, 0, 0, keys - length)) for t in (k, v))
         score = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=width**-0.5)
         out = torch.bmm(score.softmax(-1), v).view(n, heads, length, width)
     return out.transpose(1, 2).flatten(2)

@@ -61,8 +61,15 @@ def load_foreign(folder: Path, gguf: str | None = None) -> Any:
     options = {"gguf_file": gguf} if gguf else {}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=None if gguf else True, trust_remote_code=False, **options
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=None if gguf else True,
+            trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder / gguf if gguf else folder} cannot be loaded by transformers: {reason}") from error
+        raise CheckpointError(
+            f"{folder / gguf if gguf else folder} cannot be loaded by transformers: {reason}"
+        ) from error

@@ -54,5 +54,6 @@ def _load_gguf(path: Path) -> Loaded:
 def _check_vocabulary(model: Model, tokenizer: Tokenizer, path: Path) -> None:
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; they do not belong together"
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
+            "they do not belong together"
         )

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from mopd_diag.config import Budget, GRPOStage, MergeStage, MOPDStage, SeqKDStage, SFTStage, Stage
 from mopd_diag.worlds.world import World
 
-SUMMARY = "base, one RL teacher a family, MOPD student, rivals: mixed RL, sequential RL, off-policy distillation, average"
+SUMMARY = (
+    "base, one RL teacher a family, MOPD student, rivals: mixed RL, sequential RL, off-policy distillation, average"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,22 @@ def stages(world: World, budget: Budget) -> tuple[Stage, ...]:
 
     teachers = [
         GRPOStage(
-            name=f"teacher-{family}", start="base", domains=names, steps=size.teacher * len(names), prompts=GROUPS, group=GROUP
+            name=f"teacher-{family}",
+            start="base",
+            domains=names,
+            steps=size.teacher * len(names),
+            prompts=GROUPS,
+            group=GROUP,
         )
         for family, names in families.items()
     ]
     student = MOPDStage(
-        name="student", start="base", domains=everything, teachers=route, steps=size.student * len(everything), prompts=size.prompts
+        name="student",
+        start="base",
+        domains=everything,
+        teachers=route,
+        steps=size.student * len(everything),
+        prompts=size.prompts,
     )
 
     rollouts = sum(t.steps for t in teachers) * GROUPS * GROUP + student.steps * student.prompts

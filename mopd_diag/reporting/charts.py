@@ -250,9 +250,7 @@ def provenance_chart(
                 start = end
     names = [*(b.partition(" · ")[0] for b in bars), *(f"↳ {m}" for m in shares if m != first)]
     axis = names_axis(names, width, labelExpr="split(datum.value, ' · ')[1] || datum.value")
-    base = alt.Chart(frame_of(rows)).encode(
-        y=alt.Y("bar:N", sort=[text.basic(b) for b in bars], title=None, axis=axis)
-    )
+    base = alt.Chart(frame_of(rows)).encode(y=alt.Y("bar:N", sort=[text.basic(b) for b in bars], title=None, axis=axis))
     x = alt.X(
         "start:Q",
         scale=alt.Scale(domain=[0, 1]),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from mopd_diag.reporting import text
@@ -130,7 +131,8 @@ def _round_ticks(reach: float) -> list[float]:
 def _round_range(low: float, high: float) -> tuple[float, float]:
     """A range with round ends that holds both numbers."""
     step = 10.0 ** math.floor(math.log10(high - low)) if high > low else 1.0
-    return round(math.floor(low / step) * step, 9), round(math.ceil(high / step) * step, 9)
+    start = math.floor(low / step)
+    return round(start * step, 9), round(max(start + 1, math.ceil(high / step)) * step, 9)
 
 
 def timeline_chart(
@@ -176,30 +178,32 @@ def timeline_chart(
     return dressed(alt.layer(whole, inside, names).properties(height=(ROW + 1) * len(lines)), look, fit=width)
 
 
+def curve_of(frame: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
+    """The first of `CURVES` with at least two finite values, as its name and a frame of step and value; None without one."""
+    for metric in CURVES:
+        if {"step", metric} <= set(frame.columns):
+            data = frame[["step", metric]].astype(float).rename(columns={metric: "value"})
+            data = data[np.isfinite(data).all(axis=1)]
+            if len(data) > 1:
+                return metric, data.iloc[:: max(1, len(data) // 150)].copy()
+    return None
+
+
 def curves_chart(
     curves: Mapping[str, pd.DataFrame], cast: Cast, look: Look = LIGHT, *, width: int = 1180
 ) -> alt.TopLevelMixin:
-    """One small panel a stage: the first of `CURVES` that the stage logged, by step, raw and smoothed."""
-    rows = math.ceil(len(curves) / max(1, width // 165))
-    columns = math.ceil(len(curves) / max(1, rows))
+    """One small panel a stage that logged a curve: its first metric of `CURVES`, by step, raw and smoothed."""
+    told = {stage: curve for stage, frame in curves.items() if (curve := curve_of(frame)) is not None}
+    rows = math.ceil(len(told) / max(1, width // 165))
+    columns = math.ceil(len(told) / max(1, rows))
     inner = int(width / columns - 52)
     panels = []
-    for stage, frame in curves.items():
-        metric = next((c for c in CURVES if c in frame.columns), None)
-        if metric is None or "step" not in frame.columns:
-            continue
-        data = (
-            frame[["step", metric]].rename(columns={metric: "value"}).dropna().iloc[:: max(1, len(frame) // 150)].copy()
-        )
+    for stage, (metric, data) in told.items():
         data["smooth"] = data["value"].rolling(7, min_periods=1, center=True).mean()
         ends = list(_round_range(float(data["value"].min()), float(data["value"].max())))
         x = alt.X("step:Q", title=None, axis=alt.Axis(tickCount=3, grid=False, labelOverlap=True))
-        y = alt.Y(
-            "value:Q",
-            title=None,
-            scale=alt.Scale(domain=ends, nice=False),
-            axis=alt.Axis(values=ends, format="~g", minExtent=28),
-        )
+        axis = alt.Axis(values=ends, format="~g", minExtent=28)
+        y = alt.Y("value:Q", title=None, scale=alt.Scale(domain=ends, nice=False), axis=axis)
         hue = look.colour(cast, stage)
         raw = alt.Chart(data).mark_line(strokeWidth=1, opacity=0.3, color=hue).encode(x=x, y=y)
         smooth = alt.Chart(data).mark_line(strokeWidth=2, color=hue).encode(x=x, y="smooth:Q")

@@ -13,6 +13,10 @@ SHARES = {"share", "accuracy", "probability"}
 DIFFERENCES = {"difference", "points", "accuracy difference", "share difference"}
 RATIOS = {"ratio", "recovery", "headroom", "share of headroom", ""}
 
+OBJECT_NAMES = {
+    "constructor", "hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable", "toLocaleString", "toString", "valueOf", "__proto__",
+    "__defineGetter__", "__defineSetter__", "__lookupGetter__", "__lookupSetter__",
+}  # fmt: skip
 ARROWS = {"\n": "↵", "\t": "⇥"}
 
 # -- untrusted text -----------------------------------------------------------------------------------------------------
@@ -46,13 +50,15 @@ def visible(text: str, *, spaces: bool = False) -> str:
 
 
 def basic(text: str) -> str:
-    """`visible`, and characters beyond the basic plane as code points: Vega cuts a long label in the middle of such a character,
-    and the converter to SVG dies of the half that is left.
+    """`visible`, and safe for Vega: characters beyond the basic plane as code points (a long label is cut in the middle of one, and
+    the converter to SVG dies of the half), names that every JavaScript object has in angle quotes (a category of such a name
+    is taken for the property).
 
-    >>> basic("a😀")
-    'a‹U+1F600›'
+    >>> basic("a😀"), basic("constructor")
+    ('a‹U+1F600›', '‹constructor›')
     """
-    return "".join(c if ord(c) < 0x10000 else f"‹U+{ord(c):04X}›" for c in visible(text))
+    shown = "".join(c if ord(c) < 0x10000 else f"‹U+{ord(c):04X}›" for c in visible(text))
+    return f"‹{shown}›" if shown in OBJECT_NAMES else shown
 
 
 def clip(text: str, limit: int = 400) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from mopd_diag.diagnostics.accuracy import accuracy as accuracy_of
 from mopd_diag.errors import BadInput
 from mopd_diag.reporting import tables, text, words
-from mopd_diag.reporting.charts_cost import CURVES, CostPoint
+from mopd_diag.reporting.charts_cost import CostPoint, curve_of
 from mopd_diag.reporting.evidence import Failure, failures
 from mopd_diag.reporting.glossary import GLOSSARY
 from mopd_diag.reporting.look import Cast
@@ -47,7 +47,7 @@ class View:
 
     def cost_points(self) -> list[CostPoint]:
         """Result against FLOPs of the whole path for base, student and rivals; none when the ledger counted no FLOPs."""
-        if self.ledger.empty or not float(self.ledger["flops"].sum()):
+        if self.ledger.empty or "flops" not in self.ledger.columns or not float(self.ledger["flops"].sum()):
             return []
         stages = set(self.ledger["stage"].astype(str))
         models = [m for m in self.cast.with_role("base", "student", "rival", "control") if m in stages]
@@ -165,7 +165,7 @@ def _curves(run: RunDirectory, manifest: Mapping[str, Any], cast: Cast) -> dict[
     curves: dict[str, list[pd.DataFrame]] = {}
     for stage in dict.fromkeys([*stages, *cast.roles]):
         frame = run.metrics(stage)
-        if len(frame) > 1 and "step" in frame.columns and any(c in frame.columns for c in CURVES):
+        if curve_of(frame) is not None:
             before = curves.setdefault(line_of(stage), [])
             done = float(before[-1]["step"].max()) if before else 0.0
             before.append(frame.assign(step=frame["step"] + done))

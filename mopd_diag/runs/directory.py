@@ -38,7 +38,9 @@ def write_text(path: Path, text: str) -> None:
         os.replace(draft, path)
     except OSError as error:
         Path(draft).unlink(missing_ok=True)
-        raise ResourceError(f"cannot write {path} ({error.strerror}); free some space and repeat the command") from error
+        raise ResourceError(
+            f"cannot write {path} ({error.strerror}); free some space and repeat the command"
+        ) from error
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -85,7 +87,9 @@ class RunDirectory:
         try:
             document = json.loads(path.read_text())
         except ValueError as error:
-            raise RunDirectoryError(f"{path} is not JSON ({error}); restore it or start a run in a new directory") from error
+            raise RunDirectoryError(
+                f"{path} is not JSON ({error}); restore it or start a run in a new directory"
+            ) from error
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             found = document.get("schema") if isinstance(document, dict) else type(document).__name__
             raise RunDirectoryError(f"{path} has schema {found!r}, expected {SCHEMA}; use the version that wrote it")
@@ -106,7 +110,9 @@ class RunDirectory:
         paths = [self.record_path(m) for m in models] if models else sorted(folder.glob("*.parquet"))
         missing = [p for p in paths if not p.is_file()]
         if missing or not paths:
-            raise RunDirectoryError(f"{folder} lacks {missing[0].name if missing else 'records'}; repeat `mopd-diag run`")
+            raise RunDirectoryError(
+                f"{folder} lacks {missing[0].name if missing else 'records'}; repeat `mopd-diag run`"
+            )
         return pd.concat([pd.read_parquet(p) for p in paths], ignore_index=True)
 
     # -- traces, metrics, ledger ----------------------------------------------------------------------------------------
@@ -127,7 +133,9 @@ class RunDirectory:
 
     def attribution(self, name: str) -> pd.DataFrame:
         """Attributed answers of one model, one row an answer; `drawn` marks those that shares are estimated from."""
-        return pd.read_parquet(self._require(f"attribution/{name}.parquet", "no attribution of that model yet; repeat `mopd-diag run`"))
+        return pd.read_parquet(
+            self._require(f"attribution/{name}.parquet", "no attribution of that model yet; repeat `mopd-diag run`")
+        )
 
     def metrics(self, stage: str) -> pd.DataFrame:
         """Training curves of a stage, one row a logged step; empty when the stage logs none."""

@@ -10,7 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mopd_diag.runs.scheduler import Job
 
-SHOWN = (("reward", "reward", ".2f"), ("kl", "KL", ".3f"), ("loss", "loss", ".3f"), ("tokens_per_second", "tok/s", ",.0f"))
+SHOWN = (
+    ("reward", "reward", ".2f"),
+    ("kl", "KL", ".3f"),
+    ("loss", "loss", ".3f"),
+    ("tokens_per_second", "tok/s", ",.0f"),
+)
 
 
 class RunProgress:
@@ -31,7 +36,9 @@ class RunProgress:
         self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bars.stop()
 
     def started(self, job: Job) -> None:

@@ -37,8 +37,6 @@ class Watcher(Protocol):
     def finished(self, job: Job) -> None: ...
 
 
-
-
 def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> None:
     """Run all jobs. The heaviest chain of work still to come starts first.
 

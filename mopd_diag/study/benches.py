@@ -20,7 +20,9 @@ def run_bench(name: str, emit: Callable[[Any], None] | None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "bench":
             raise BadInput("benches are not part of the installed package; run this in a source checkout") from None
-        raise BadInput(f"bench {name} compares with {error.name}, which is not installed; pip install 'mopd-diag[test]'") from None
+        raise BadInput(
+            f"bench {name} compares with {error.name}, which is not installed; pip install 'mopd-diag[test]'"
+        ) from None
     figures = module.run()
     if emit is not None:
         emit(figures)

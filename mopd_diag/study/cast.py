@@ -106,15 +106,22 @@ def _answers(
     if any(r is None for r in given):
         model = members.loaded["student"].model
         if not isinstance(model, Decoder):
-            raise BadInput("the student's architecture cannot be sampled here yet; sample it elsewhere and give --rollouts")
+            raise BadInput(
+                "the student's architecture cannot be sampled here yet; sample it elsewhere and give --rollouts"
+            )
         told(f"sampling {len(prompts)} answers of the student")
         rows = []
         for start in range(0, len(prompts), SAMPLING_ROWS):
             generator = torch.Generator().manual_seed(seed_of(seed, "attribute", start))
-            part = ids[start : start + SAMPLING_ROWS]
             sampled = sample(
-                model, part, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator
-            )  # fmt: skip
+                model,
+                ids[start : start + SAMPLING_ROWS],
+                eos_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                generator=generator,
+            )
             rows += sampled.responses()
         texts = tokenizer.decode_all(rows)
     else:
@@ -123,11 +130,17 @@ def _answers(
         rows = [[*a, tokenizer.eos_id] for a in tokenizer.encode_all(texts)]
         for prompt, row in zip(prompts, rows, strict=True):
             if tokenizer.decode(row) != prompt.response:
-                raise BadInput(f"rollout '{prompt.id}': its text does not survive this tokenizer; was it sampled with another one?")
+                raise BadInput(
+                    f"rollout '{prompt.id}': its text does not survive this tokenizer; was it sampled with another one?"
+                )
     frame = pd.DataFrame(
         {
-            "item_id": [p.id for p in prompts], "sample": 0, "domain": [p.domain for p in prompts],
-            "prompt": [p.prompt for p in prompts], "response": texts, "score": [float("nan") if p.score is None else p.score for p in prompts],
+            "item_id": [p.id for p in prompts],
+            "sample": 0,
+            "domain": [p.domain for p in prompts],
+            "prompt": [p.prompt for p in prompts],
+            "response": texts,
+            "score": [float("nan") if p.score is None else p.score for p in prompts],
         }
-    )  # fmt: skip
+    )
     return frame, pack(ids, rows, tokenizer.pad_id)

@@ -69,7 +69,10 @@ def _token_shares(study: Study, stage: MOPDStage | SeqKDStage) -> list[Finding]:
         share = drawn.estimate(lambda m, k=k: m[..., k] / m.sum(-1), note="of right answers' tokens")
         ratio = share.value / prompt_share
         verdict, severity = _balance(ratio)
-        evidence = {"prompt_share": prompt_share, "note": f"its share of the tokens is {ratio:.2f} of its share of the prompts"}
+        evidence = {
+            "prompt_share": prompt_share,
+            "note": f"its share of the tokens is {ratio:.2f} of its share of the prompts",
+        }
         name = f"preflight-tokens-{stage.name}-{domain}"
         found.append(Finding(name, "preflight", f"{stage.name}/{domain}", verdict, severity, share, evidence))
     return found
@@ -95,10 +98,25 @@ def check_cast(cast: Cast, prompts: Sequence[Prompt] | None, seed: int) -> list[
     except CheckpointError as error:
         return [Finding("preflight-members", "preflight", "cast", "blocked", "blocking", None, {"note": str(error)})]
     note = f"{len(members.loaded)} members load and share one tokenizer"
-    found = [Finding("preflight-members", "preflight", "cast", "ready", "info", None, {"members": list(members.loaded), "note": note})]
+    found = [
+        Finding(
+            "preflight-members",
+            "preflight",
+            "cast",
+            "ready",
+            "info",
+            None,
+            {"members": list(members.loaded), "note": note},
+        )
+    ]
     if prompts is None:
         why = "no prompts given: initial KL, token and gradient shares were not measured; add --prompts FILE.jsonl"
-        return [*found, Finding("preflight-kl", "preflight", "cast", "undetermined", "notice", Estimate.undefined(why), {"note": why})]
+        return [
+            *found,
+            Finding(
+                "preflight-kl", "preflight", "cast", "undetermined", "notice", Estimate.undefined(why), {"note": why}
+            ),
+        ]
     return found + _measured(members, prompts, seed)
 
 
@@ -113,11 +131,17 @@ def _measured(members: CastModels, prompts: Sequence[Prompt], seed: int) -> list
     base, tokenizer = members.models["base"], members.tokenizer
     if not isinstance(base, Decoder):
         why = f"{type(base).__name__}: this architecture cannot be sampled here yet"
-        return [Finding("preflight-kl", "preflight", "cast", "undetermined", "notice", Estimate.undefined(why), {"note": why})]
+        return [
+            Finding(
+                "preflight-kl", "preflight", "cast", "undetermined", "notice", Estimate.undefined(why), {"note": why}
+            )
+        ]
     chosen = _per_domain(prompts)
     ids = tokenizer.encode_all([p.prompt for p in chosen])
     generator = torch.Generator().manual_seed(seed_of(seed, "check"))
-    rollouts = sample(base, ids, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=128, generator=generator)
+    rollouts = sample(
+        base, ids, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=128, generator=generator
+    )
     rollouts = pack(ids, rollouts.responses(), tokenizer.pad_id)
     models: dict[str, Any] = members.models
     evidence = score(rollouts, models, "base", members.teachers).evidence
@@ -155,7 +179,9 @@ def _initial_kl(teacher: str, kl_I: np.ndarray, usual: float) -> Finding:
     if far:
         note += "; a teacher of another origin can make training collapse"
     verdict = "far" if far else "near" if near else "undetermined"
-    return Finding(f"preflight-kl-{teacher}", "preflight", teacher, verdict, "warning" if far else "info", estimate, {"note": note})
+    return Finding(
+        f"preflight-kl-{teacher}", "preflight", teacher, verdict, "warning" if far else "info", estimate, {"note": note}
+    )
 
 
 def _shares(members: CastModels, rollouts: Any, domains: Sequence[str]) -> list[Finding]:
@@ -181,7 +207,12 @@ def _shares(members: CastModels, rollouts: Any, domains: Sequence[str]) -> list[
             with torch.no_grad():
                 taught_MD = teacher.hidden(part.ids_NL).flatten(0, 1).index_select(0, part.at_M)
 
-            def loss(logits: torch.Tensor, where: slice, taught: torch.Tensor = taught_MD, head: torch.Tensor = teacher.head_VD):  # noqa: ANN202
+            def loss(
+                logits: torch.Tensor,
+                where: slice,
+                taught: torch.Tensor = taught_MD,
+                head: torch.Tensor = teacher.head_VD,
+            ):
                 target = torch.log_softmax(taught[where] @ head.t(), -1)
                 return reverse_kl(torch.log_softmax(logits, -1), target), {}
 
@@ -197,7 +228,13 @@ def _shares(members: CastModels, rollouts: Any, domains: Sequence[str]) -> list[
         verdict, severity = _balance(token / prompt)
         if verdict == "balanced" and gradient == gradient:
             verdict, severity = _balance(gradient / prompt)
-        evidence = {"prompt_share": prompt, "token_share": token, "gradient_share": gradient if gradient == gradient else None}
-        evidence["note"] = f"prompts {prompt:.0%}, tokens {token:.0%}, gradient norm {gradient:.0%} of the sum over domains"
+        evidence = {
+            "prompt_share": prompt,
+            "token_share": token,
+            "gradient_share": gradient if gradient == gradient else None,
+        }
+        evidence["note"] = (
+            f"prompts {prompt:.0%}, tokens {token:.0%}, gradient norm {gradient:.0%} of the sum over domains"
+        )
         found.append(Finding(f"preflight-share-{domain}", "preflight", domain, verdict, severity, None, evidence))
     return found

@@ -51,17 +51,24 @@ def run_job(run: Path, identity: dict[str, Any], kind: JobKind, name: str, since
     """Do one job in this process and mark it done. `since` is the clock reading (time.time) at which the run began."""
     study = resolve_identity(identity)
     started, began, model_began = time.time() - since, time.perf_counter(), MODEL_TIME.seconds
-    work, algorithm, parents, extra = {"train": _train, "evaluate": _evaluate, "trace": _trace}[kind](RunDirectory(run), study, name, progress)
+    work, algorithm, parents, extra = {"train": _train, "evaluate": _evaluate, "trace": _trace}[kind](
+        RunDirectory(run), study, name, progress
+    )
     seconds = time.perf_counter() - began + extra.pop("seconds_before", 0.0)
     seconds_model = MODEL_TIME.seconds - model_began + extra.pop("seconds_model_before", 0.0)
     stage = study.stage(name) if kind == "train" else None
     row = {
         "stage": name if kind == "train" else f"{kind}:{name}",
-        "algorithm": algorithm, "parents": ",".join(parents),
-        "tokens_sampled": work.tokens_sampled, "tokens_trained": work.tokens_trained, "tokens_scored": work.tokens_scored,
-        "rollouts": work.rollouts, "flops": work.flops, "seconds": seconds, "seconds_model": seconds_model,
-        "started": started, "device": "cpu", "matched_to": stage.matched_to if stage else "", "matched_on": stage.matched_on if stage else "",
-    }  # fmt: skip
+        "algorithm": algorithm,
+        "parents": ",".join(parents),
+        **{field: getattr(work, field) for field in Work.__slots__},
+        "seconds": seconds,
+        "seconds_model": seconds_model,
+        "started": started,
+        "device": "cpu",
+        "matched_to": stage.matched_to if stage else "",
+        "matched_on": stage.matched_on if stage else "",
+    }
     write_json(done_path(run, kind, name), {"ledger": row, **extra})
 
 
@@ -77,7 +84,9 @@ def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     load = lambda model: load_decoder(run.path / "models" / model)  # noqa: E731
     if isinstance(stage, MergeStage):
         models = [load(m) for m in stage.models]
-        merged = average(models) if stage.method == "average" else task_arithmetic(load(stage.start), models, stage.scale)
+        merged = (
+            average(models) if stage.method == "average" else task_arithmetic(load(stage.start), models, stage.scale)
+        )
         save_checkpoint(merged, tokenizer, run.path / "models" / name)
         return Work(), stage.algorithm, stage.parents, {}
     model = _fresh(study, tokenizer) if stage.start is None else load(stage.start)
@@ -91,7 +100,12 @@ def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     write_table(run.path / "metrics" / f"{name}.parquet", pd.DataFrame(state.log))
     save_checkpoint(model, tokenizer, run.path / "models" / name)
     saved.unlink(missing_ok=True)
-    extra = {"steps": state.step, **state.extra, "seconds_before": max(0.0, before[0]), "seconds_model_before": max(0.0, before[1])}
+    extra = {
+        "steps": state.step,
+        **state.extra,
+        "seconds_before": max(0.0, before[0]),
+        "seconds_model_before": max(0.0, before[1]),
+    }
     return state.work, stage.algorithm, stage.parents, extra
 
 
@@ -118,7 +132,7 @@ def _algorithm(stage: Stage, study: Study, tokenizer: Tokenizer, teachers: Mappi
     raise AssertionError(f"no algorithm for {stage!r}")
 
 
-def _gate(stage: SFTStage, study: Study, tokenizer: Tokenizer):  # noqa: ANN202
+def _gate(stage: SFTStage, study: Study, tokenizer: Tokenizer):
     """Asks for another fifth of the training while some domain is sampled right less often than the gate's low end."""
     low, _ = stage.gate or (0.0, 1.0)
 
@@ -197,7 +211,9 @@ def _chosen(records: pd.DataFrame, items: int) -> pd.DataFrame:
     Failed answers beyond those are traced to be explained, at most as many again a domain; they count in no share.
     """
     first = records[records["sample"] == 0].groupby("domain", sort=False).head(items)
-    failed = records[(records["score"] < 1) & ~records.index.isin(first.index)].groupby("domain", sort=False).head(items)
+    failed = (
+        records[(records["score"] < 1) & ~records.index.isin(first.index)].groupby("domain", sort=False).head(items)
+    )
     both = pd.concat([first.assign(drawn=True), failed.assign(drawn=False)])
     return both.sort_index().reset_index(drop=True)
 

@@ -51,14 +51,17 @@ def check_fit(study: Study, out: Path) -> None:
             )
     models, domains = len(study.stages), len(study.world.domains)
     evaluation = study.plan.evaluation
-    need = SPARE_BYTES + models * (domains * evaluation.items * evaluation.samples * BYTES_A_RECORD + 4 * _parameters(study))
+    need = SPARE_BYTES + models * (
+        domains * evaluation.items * evaluation.samples * BYTES_A_RECORD + 4 * _parameters(study)
+    )
     folder = out
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < need:
         raise ResourceError(
-            f"{out}: {free / 2**20:,.0f} MiB free on its disk, this run needs about {need / 2**20:,.0f}; free some space or choose another --out"
+            f"{out}: {free / 2**20:,.0f} MiB free on its disk, this run needs about {need / 2**20:,.0f}; "
+            "free some space or choose another --out"
         )
 
 

@@ -83,9 +83,7 @@ def builtin_names() -> list[str]:
     return sorted(p.name.removesuffix(".toml") for p in resources.files(plans).iterdir() if p.name.endswith(".toml"))
 
 
-def find_plan(
-    name: str, *, seed: int | None = None, budget: Budget | None = None, world: str | None = None
-) -> Study:
+def find_plan(name: str, *, seed: int | None = None, budget: Budget | None = None, world: str | None = None) -> Study:
     """A plan by built-in name, recipe name or TOML path, with the command line's overrides, resolved and validated whole.
 
     Raises BadInput for an unknown name, a broken file, an unknown domain, a cycle, a missing parent or an untaught domain.
@@ -133,13 +131,17 @@ def _check(stage: Stage, stages: Iterable[Stage], world: World) -> None:
         world.domain(domain)
     for parent in stage.parents:
         if parent not in names:
-            raise BadInput(f"stage '{stage.name}' needs model '{parent}', which no stage makes; {nearest(parent, names)}")
+            raise BadInput(
+                f"stage '{stage.name}' needs model '{parent}', which no stage makes; {nearest(parent, names)}"
+            )
     if isinstance(stage, MOPDStage | SeqKDStage):
         for domain in stage.teachers:
             world.domain(domain)
         untaught = [d for d in stage.domains or world.domains if d not in stage.teachers]
         if untaught:
-            raise BadInput(f"stage '{stage.name}': no teacher for domain '{untaught[0]}'; add it to `teachers` or leave it out of `domains`")
+            raise BadInput(
+                f"stage '{stage.name}': no teacher for domain '{untaught[0]}'; add it to `teachers` or leave it out of `domains`"
+            )
     if not isinstance(stage, MergeStage) and stage.algorithm != "sft" and stage.start is None:
         raise BadInput(f"stage '{stage.name}': {stage.algorithm} needs `start`, the model it starts from")
 

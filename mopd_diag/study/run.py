@@ -49,7 +49,9 @@ def run_study(study: Study, out: Path, *, workers: int | None = None, console: C
         everything = make_jobs(run.path, study, identity)
         jobs = [j for j in everything if not is_done(run.path, j.name)]
         if len(jobs) < len(everything):
-            console.print(f"[dim]{run.path}: going on, {len(everything) - len(jobs)} of {len(everything)} jobs are done[/]")
+            console.print(
+                f"[dim]{run.path}: going on, {len(everything) - len(jobs)} of {len(everything)} jobs are done[/]"
+            )
         with RunProgress(console, sum(j.weight for j in jobs)) as watcher:
             run_jobs(jobs, workers or os.cpu_count() or 1, watcher)
         finish(run, study)
@@ -67,7 +69,9 @@ def claim(out: Path, study: Study, identity: dict[str, Any]) -> RunDirectory:
     if (out / "manifest.json").exists():
         found = run.manifest()["identity"]
         if found != identity:
-            raise RunDirectoryError(f"{out} belongs to another run ({_difference(found, identity)}); choose another --out or repeat that run")
+            raise RunDirectoryError(
+                f"{out} belongs to another run ({_difference(found, identity)}); choose another --out or repeat that run"
+            )
         return run
     if out.is_dir() and any(out.iterdir()):
         raise RunDirectoryError(f"{out} is not empty and holds no run; choose another --out")
@@ -83,7 +87,12 @@ def claim(out: Path, study: Study, identity: dict[str, Any]) -> RunDirectory:
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "git": _revision(),
         "seeds": [study.plan.seed],
-        "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count(), "memory_bytes": memory_bytes()},
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory_bytes": memory_bytes(),
+        },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(out / "manifest.json", manifest)
@@ -116,7 +125,9 @@ def _revision() -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 @contextmanager
@@ -126,7 +137,9 @@ def _lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunDirectoryError(f"{path} is in use by another process; wait for it or choose another --out") from None
+            raise RunDirectoryError(
+                f"{path} is in use by another process; wait for it or choose another --out"
+            ) from None
         yield
 
 
@@ -139,11 +152,29 @@ def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
     jobs = []
     for stage in study.stages:
         arguments = (run, identity, "train", stage.name, since)
-        jobs.append(Job(f"train-{stage.name}", call_job, arguments, tuple(f"train-{p}" for p in stage.parents), _weight(stage)))
-        jobs.append(Job(f"evaluate-{stage.name}", call_job, (run, identity, "evaluate", stage.name, since), (f"train-{stage.name}",), 20.0))
+        jobs.append(
+            Job(f"train-{stage.name}", call_job, arguments, tuple(f"train-{p}" for p in stage.parents), _weight(stage))
+        )
+        jobs.append(
+            Job(
+                f"evaluate-{stage.name}",
+                call_job,
+                (run, identity, "evaluate", stage.name, since),
+                (f"train-{stage.name}",),
+                20.0,
+            )
+        )
     teachers = tuple(f"train-{t}" for t in study.teachers())
     for name in traced(study):
-        jobs.append(Job(f"trace-{name}", call_job, (run, identity, "trace", name, since), (f"evaluate-{name}", "train-base", *teachers), 10.0))
+        jobs.append(
+            Job(
+                f"trace-{name}",
+                call_job,
+                (run, identity, "trace", name, since),
+                (f"evaluate-{name}", "train-base", *teachers),
+                10.0,
+            )
+        )
     return jobs
 
 
@@ -167,7 +198,11 @@ def _weight(stage: Any) -> float:
 def is_done(run: Path, job: str) -> bool:
     """A job is done when its mark is there and what it made can still be found."""
     kind, _, name = job.partition("-")
-    product = {"train": f"models/{name}/model.safetensors", "evaluate": f"records/{name}.parquet", "trace": f"traces/{name}.parquet"}
+    product = {
+        "train": f"models/{name}/model.safetensors",
+        "evaluate": f"records/{name}.parquet",
+        "trace": f"traces/{name}.parquet",
+    }
     return (run / "done" / f"{job}.json").is_file() and (run / product[kind]).is_file()
 
 
@@ -196,4 +231,6 @@ def finish(run: RunDirectory, study: Study) -> None:
     try:
         write_report(run)
     except OSError as error:
-        raise ResourceError(f"{run.path}: the report cannot be written ({error.strerror}); free some space and repeat the command") from error
+        raise ResourceError(
+            f"{run.path}: the report cannot be written ({error.strerror}); free some space and repeat the command"
+        ) from error

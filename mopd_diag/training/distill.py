@@ -129,6 +129,7 @@ class MOPD:
                 ]
                 part.fields["teacher"] = torch.cat(logp)
 
+    @torch.no_grad()
     def _teacher_logp(self, teacher: Decoder, hidden_MD: Tensor) -> Tensor:
         return torch.log_softmax(torch.nn.functional.linear(hidden_MD, teacher.head_VD), -1)
 
