@@ -69,7 +69,9 @@ def _transformers(folder: Path, prompts: list[list[int]], pad_id: int) -> Job:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
-    config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=NEW_TOKENS, pad_token_id=pad_id, eos_token_id=None)
+    config = GenerationConfig(
+        do_sample=True, top_k=0, max_new_tokens=NEW_TOKENS, pad_token_id=pad_id, eos_token_id=None
+    )
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])

@@ -79,7 +79,10 @@ def _run(rounds: int, warmup: int, seed: int, trl: bool, folder: Path) -> dict[s
         for r in range(warmup + rounds):
             turn(r >= warmup)
     flops = ours.state.work.flops / ours.state.step
-    rates = {"torch": matrix_rate(_shapes(config), torch.nn.functional.linear), "ours": matrix_rate(_shapes(config), linear)}
+    rates = {
+        "torch": matrix_rate(_shapes(config), torch.nn.functional.linear),
+        "ours": matrix_rate(_shapes(config), linear),
+    }
     rate = max(rates.values())
     typical = statistics.median(seconds)
     return {
@@ -112,7 +115,9 @@ class _Ours:
         self.student, teacher = load_decoder(folder / "student"), load_decoder(folder / "teacher")
         stage = MOPDStage(name="student", teachers={"chatter": "teacher"}, prompts=PROMPTS, learning_rate=RATE)
         self.algorithm = MOPD(stage, tokenizer, world, ["chatter"], seed, {"teacher": teacher})
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=RATE, betas=loop.BETAS, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=RATE, betas=loop.BETAS, weight_decay=0.0, fused=True
+        )
         self.state = loop.TrainingState()
 
     def step(self) -> int:
@@ -127,7 +132,7 @@ def _trl(
 ) -> None:  # fmt: skip
     """Train with TRL; after each of its steps, its clock stands still while ours takes a turn."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
 
     steps = warmup + rounds
@@ -138,7 +143,9 @@ def _trl(
         per_device_train_batch_size=PROMPTS, max_completion_length=NEW_TOKENS, beta=1.0, temperature=1.0, top_k=0,
         learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=loop.CLIP_NORM, seed=seed, **quiet,
     )  # fmt: skip
-    student, teacher = (AutoModelForCausalLM.from_pretrained(folder / n, dtype=torch.float32) for n in ("student", "teacher"))
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder / n, dtype=torch.float32) for n in ("student", "teacher")
+    )
     trainer = DistillationTrainer(
         model=student, teacher_model=teacher, args=arguments, train_dataset=Dataset.from_list(prompts),
         processing_class=AutoTokenizer.from_pretrained(folder / "student", padding_side="left"),
@@ -163,6 +170,7 @@ def _trl(
             turn(record)
             self.since = time.perf_counter()
 
+    trainer.remove_callback(PrinterCallback)  # it writes on standard output, which belongs to our figures
     trainer.add_callback(TakeTurns())
     trainer.train()
 

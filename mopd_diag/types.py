@@ -58,7 +58,9 @@ class Estimate:
     @classmethod
     def undefined(cls, note: str, *, unit: str = "share", n_items: int = 0, method: str = "") -> Estimate:
         """An unknown, with the reason why it is unknown."""
-        return cls(math.nan, math.nan, math.nan, unit=unit, n_items=n_items, n_clusters=n_items, method=method, note=note)
+        return cls(
+            math.nan, math.nan, math.nan, unit=unit, n_items=n_items, n_clusters=n_items, method=method, note=note
+        )
 
     @property
     def defined(self) -> bool:

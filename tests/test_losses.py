@@ -54,7 +54,9 @@ def test_sft_is_minus_log_probability() -> None:
 
 
 def test_group_advantages() -> None:
-    advantage_GS, informs_G = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
+    advantage_GS, informs_G = group_advantages(
+        torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    )
     deviation = math.sqrt(4 * 0.25 / 3)  # n − 1
     assert advantage_GS[0].tolist() == pytest.approx([0.5 / (deviation + 1e-4) * s for s in (1, -1, -1, 1)], rel=1e-6)
     assert informs_G.tolist() == [True, False, False]
@@ -101,7 +103,9 @@ def test_reverse_kl_closed_form_and_direction() -> None:
 def test_reverse_kl_is_torch_kl_div_and_not_negative(pair: tuple[Tensor, Tensor]) -> None:
     student, teacher = pair
     got = reverse_kl(student, teacher)
-    torch.testing.assert_close(got, F.kl_div(teacher, student, log_target=True, reduction="none").sum(-1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        got, F.kl_div(teacher, student, log_target=True, reduction="none").sum(-1), atol=1e-5, rtol=1e-4
+    )
     assert (got >= -1e-5).all()
     assert reverse_kl(student, student).abs().max() < 1e-6
 
@@ -181,7 +185,7 @@ def test_expected_sampled_gradient_is_the_full_gradient(baseline: str) -> None:
     full = logits.grad
 
     logits = start.clone().requires_grad_()
-    total = torch.zeros(())
+    total, advantage = torch.zeros(()), torch.zeros(positions)
     for y in range(v):
         targets = torch.full((positions,), y)
         fields = {
@@ -190,10 +194,22 @@ def test_expected_sampled_gradient_is_the_full_gradient(baseline: str) -> None:
             "outcome": torch.zeros(positions),
             "teacher_hidden": hidden_MD,
         }
-        part = Part(torch.zeros(1, positions, dtype=torch.long), torch.arange(positions), targets, torch.ones(positions), fields, "t")
+        part = Part(
+            torch.zeros(1, positions, dtype=torch.long),
+            torch.arange(positions),
+            targets,
+            torch.ones(positions),
+            fields,
+            "t",
+        )
         losses, _ = algorithm.token_loss(logits, part, slice(0, positions))
         total = total + (start[:, y].exp() * losses).sum()
+        advantage += start[:, y].exp() * (-losses / start[:, y]).detach()
     total.backward()
+    divergence = reverse_kl(start, teacher_MV)
+    torch.testing.assert_close(
+        advantage, -divergence if baseline == "none" else torch.zeros(positions), atol=1e-5, rtol=1e-4
+    )
     assert full is not None and full.abs().max() > 0.1
     torch.testing.assert_close(logits.grad, full, atol=1e-5, rtol=1e-4)
 
@@ -232,7 +248,9 @@ def test_token_balanced_gives_each_present_domain_the_same_share() -> None:
 def test_domain_normalized_is_a_clipped_ratio_of_deviations() -> None:
     ratio_M = torch.tensor([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -3.0, 3.0])
     everything = math.sqrt((6 * 1 + 2 * 9) / 8)
-    assert domain_weights(DOMAIN_M, 2, "domain-normalized", ratio_M).tolist() == pytest.approx([everything, everything / 3])
+    assert domain_weights(DOMAIN_M, 2, "domain-normalized", ratio_M).tolist() == pytest.approx(
+        [everything, everything / 3]
+    )
     quiet = torch.cat((torch.full((6,), 1e-4) * torch.tensor([1.0, -1] * 3), torch.tensor([-30.0, 30.0])))
     weights = domain_weights(DOMAIN_M, 2, "domain-normalized", quiet).tolist()
     assert weights == pytest.approx([4.0, math.sqrt(2 * 900 / 8) / 30])

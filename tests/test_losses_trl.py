@@ -61,7 +61,9 @@ def trl_batch(rollouts: Rollouts) -> dict[str, Tensor]:
     """Our right-padded rollouts as TRL's left-padded prompts and right-padded completions."""
     width = int(rollouts.prompt_N.max())
     length = int((rollouts.length_N - rollouts.prompt_N).max())
-    table = {name: [] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "old")}
+    table = {
+        name: [] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask", "old")
+    }
     for row, answer in enumerate(rollouts.responses()):
         p = int(rollouts.prompt_N[row])
         at = slice(p, p + len(answer))
@@ -91,7 +93,9 @@ def test_sft(shape: str, tmp_path: Path) -> None:
 
     rows = Dataset.from_list([{"prompt": item.prompt, "completion": text} for item, text in shown])
     tokenizer = processing(tmp_path / "model")
-    trainer = SFTTrainer(model=theirs, args=SFTConfig(**options(tmp_path)), train_dataset=rows, processing_class=tokenizer)
+    trainer = SFTTrainer(
+        model=theirs, args=SFTConfig(**options(tmp_path)), train_dataset=rows, processing_class=tokenizer
+    )
     inputs = next(iter(trainer.get_train_dataloader()))
     expected = trainer.compute_loss(theirs, inputs)
     expected.backward()
@@ -182,7 +186,9 @@ def test_direction_of_beta(shape: str) -> None:
 
     student, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
     got = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=1.0, reduction="batchmean")
-    assert distill.reverse_kl(student, teacher).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5)
+    assert distill.reverse_kl(student, teacher).item() == pytest.approx(
+        0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5
+    )
     assert got.item() == pytest.approx(distill.reverse_kl(student, teacher).item(), rel=1e-5)
 
 

@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import SHAPES, TOKENIZER, assert_same_gradients, decoder, in_transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from mopd_diag.errors import CheckpointError
 from mopd_diag.models import checkpoint
@@ -72,6 +73,17 @@ def test_hidden_at_is_hidden_there() -> None:
 
 
 @every_shape
+def test_flops_are_what_is_computed(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "_ONEDNN", False)  # the counter knows torch's own products
+    model = decoder(shape, num_hidden_layers=3)
+    ids_NL, at_M = torch.randint(3, 99, (8, 20)), torch.arange(0, 96, 2)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        torch.nn.functional.linear(model.hidden_at(ids_NL, at_M), model.head_VD)
+    assert counter.get_total_flops() == model.config.forward_flops(ids_NL.numel(), 20, len(at_M))
+
+
+@every_shape
 def test_right_padding_needs_no_mask(shape: str) -> None:
     model = decoder(shape)
     ids_NL = torch.randint(3, 99, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -102,7 +114,11 @@ def test_linear_equals_torch(rows: tuple[int, ...], upstream: str, monkeypatch: 
     for product in (torch.nn.functional.linear, linear):
         x, w = (t.clone().requires_grad_() for t in given)
         y = product(x, w)
-        scale = {"dense": y.detach().sin(), "one number": torch.ones(()), "transposed": y.detach().cos().mT.contiguous().mT}[upstream]
+        scale = {
+            "dense": y.detach().sin(),
+            "one number": torch.ones(()),
+            "transposed": y.detach().cos().mT.contiguous().mT,
+        }[upstream]
         (y * scale if upstream != "one number" else y).sum().backward()
         found.append((y.detach(), x.grad, w.grad))
     assert len(calls) == (3 if linear_module._ONEDNN else 0)
@@ -114,7 +130,7 @@ def test_linear_equals_torch(rows: tuple[int, ...], upstream: str, monkeypatch: 
 
 def test_linear_leaves_odd_numbers_of_rows_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_module, "_onednn", None)
-    for rows in (16, 511, 513, 520):
+    for rows in (16, linear_module.ENOUGH - 16, linear_module.ENOUGH + 1, linear_module.ENOUGH + 8):
         assert linear(torch.ones(rows, 4), torch.ones(3, 4)).shape == (rows, 3)
 
 
@@ -211,7 +227,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: rewrite(f, lambda s: s.update({"model.norm.weight": torch.zeros(1)})),
         "do not fit config.json",
     ),
-    "config says another width": (lambda f: reconfigure(f, lambda t: t.update(hidden_size=32)), "do not fit config.json"),
+    "config says another width": (
+        lambda f: reconfigure(f, lambda t: t.update(hidden_size=32)),
+        "do not fit config.json",
+    ),
     "another architecture": (lambda f: reconfigure(f, lambda t: t.update(model_type="mamba")), "mamba"),
 }
 
@@ -347,7 +366,11 @@ def test_auto_tokenizer_knows_the_special_tokens(auto_tokenizer) -> None:
 def test_fingerprint_tells_tokenizers_apart(saved: Path) -> None:
     loaded = load_tokenizer(saved)
     assert loaded.fingerprint == TOKENIZER.fingerprint
-    assert (loaded.eos_id, loaded.pad_id, loaded.vocab_size) == (TOKENIZER.eos_id, TOKENIZER.pad_id, TOKENIZER.vocab_size)
+    assert (loaded.eos_id, loaded.pad_id, loaded.vocab_size) == (
+        TOKENIZER.eos_id,
+        TOKENIZER.pad_id,
+        TOKENIZER.vocab_size,
+    )
     reordered = character_tokenizer(CHARACTERS[::-1])
     assert reordered.vocab_size == TOKENIZER.vocab_size
     assert reordered.fingerprint != TOKENIZER.fingerprint

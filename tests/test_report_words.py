@@ -152,7 +152,10 @@ def test_interference_answer_counts_pairs_of_different_domains_only():
         "Of 12 pairs of different domains, training on one harmed the other in 8, helped it in 0, left it as it was in 2"
         in answer.sentence
     )
-    assert "student 1 point [−3, 5] (addition) and rival-sequential-rl 42 points [38, 46] (addition)" in answer.sentence
+    assert (
+        "student lost 1 point [−3, 5] (addition) and rival-sequential-rl lost 42 points [38, 46] (addition)"
+        in answer.sentence
+    )
 
 
 def test_a_worst_pair_in_doubt_is_called_so():

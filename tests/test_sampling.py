@@ -34,7 +34,9 @@ def little(shape: str = "llama", seed: int = 0, **sizes) -> Decoder:
     return decoder(shape, seed, std=0.3, vocab_size=VOCABULARY, **sizes)
 
 
-def draw(model: Decoder, prompts: list[list[int]], seed: int = 0, max_new_tokens: int | list[int] = 9, **options) -> Rollouts:
+def draw(
+    model: Decoder, prompts: list[list[int]], seed: int = 0, max_new_tokens: int | list[int] = 9, **options
+) -> Rollouts:
     generator = torch.Generator().manual_seed(seed)
     return sample(model, prompts, eos_id=EOS, pad_id=PAD, max_new_tokens=max_new_tokens, generator=generator, **options)
 
@@ -156,6 +158,16 @@ def test_frequencies_match_the_distribution(temperature: float) -> None:
     assert chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue > 1e-3
 
 
+def test_impossible_tokens_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At both ends of what a uniform draw can be."""
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    for draw_, token in ((0.0, 1), (0.5 - 1e-9, 1), (0.5, 3), (1 - 2**-53, 3)):
+        monkeypatch.setattr(torch, "rand", lambda *_, draw_=draw_, **__: torch.full((1, 1), draw_, dtype=torch.float64))
+        chosen, logp = sampling._choose(logits, 1.0, torch.Generator())
+        assert chosen.item() == token
+        assert logp.item() == pytest.approx(np.log(0.5))
+
+
 def test_equal_seeds_equal_tokens() -> None:
     model = little()
     one, two, other = (draw(model, PROMPTS["mixed lengths"] * 4, seed=s, n=2) for s in (7, 7, 8))
@@ -205,7 +217,9 @@ def test_two_turns(padding: str, temperature: float) -> None:
                 replied += bool(world)
         assert own == expected, (row, answer)
         # Asked at each turn token the model chose, and at no other.
-        assert turns == [i + 1 for i, (token, mine) in enumerate(zip(answer, own, strict=True)) if token == TURN and mine]
+        assert turns == [
+            i + 1 for i, (token, mine) in enumerate(zip(answer, own, strict=True)) if token == TURN and mine
+        ]
     assert replied > 5
     assert rollouts.sampled_tokens < int((rollouts.length_N - rollouts.prompt_N).sum())
 

@@ -89,7 +89,9 @@ def algorithms() -> dict[str, Algorithm]:
     teachers = {name: shifted(decoder(std=0.1), i, 0.05) for i, name in enumerate(("one", "two"))}
     routes = {"addition": "one", "two-turn": "two", "sorting": "two"}
     given = (TOKENIZER, MICRO, DOMAINS, 0)
-    sampled = MOPDStage(name="s", teachers=routes, prompts=12, form="sampled", baseline="state", weighting="domain-normalized")
+    sampled = MOPDStage(
+        name="s", teachers=routes, prompts=12, form="sampled", baseline="state", weighting="domain-normalized"
+    )
     return {
         "sft": SFT(SFTStage(name="s", batch=12), *given),
         "grpo": GRPO(GRPOStage(name="s", prompts=4, group=4), *given),
@@ -132,7 +134,9 @@ def test_a_stopped_run_goes_on_bitwise(name: str, tmp_path: Path, monkeypatch: p
     assert steps == [12, 13]  # the twelfth step was made but not saved
     assert_same_weights(weights(again), weights(whole))
     same = lambda log: [{k: v for k, v in row.items() if k != "seconds"} for row in log]  # noqa: E731
-    assert [str(row) for row in same(state.log)] == [str(row) for row in same(expected.log)]  # as text: a loss may be NaN
+    assert [str(row) for row in same(state.log)] == [
+        str(row) for row in same(expected.log)
+    ]  # as text: a loss may be NaN
     assert state.work == expected.work
 
 
@@ -245,15 +249,35 @@ def divergence(student: Decoder, teacher: Decoder) -> float:
     return float(kl_NL[:, :-1][rollouts.own_NL[:, 1:]].mean())
 
 
-@pytest.mark.parametrize("options", [{"form": "full"}, {"form": "topk"}, {"form": "sampled", "baseline": "state"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"form": "full"}, {"form": "topk"}, {"form": "sampled", "baseline": "state"}], ids=str
+)
 def test_teachers_are_left_alone(options: dict, letter_model: Decoder) -> None:
     """No gradient is even computed for them."""
     teacher = taught("ab", copy(letter_model), 5)
     before = weights(teacher)
-    mopd = MOPD(MOPDStage(name="s", teachers={"letters": "t"}, **options), TOKENIZER, LETTERS, ["letters"], 0, {"t": teacher})
+    mopd = MOPD(
+        MOPDStage(name="s", teachers={"letters": "t"}, **options), TOKENIZER, LETTERS, ["letters"], 0, {"t": teacher}
+    )
     train(copy(letter_model), mopd, Schedule(2, 1e-3))
     assert_same_weights(before, weights(teacher))
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_seqkd_draws_every_step_anew() -> None:
+    """Answers are sampled for a block of steps at once; each step still has its own prompts, whatever the block."""
+    method = algorithms()["seqkd"]
+    batches = [method.batch(decoder(), step) for step in range(13)]
+    prompts = [
+        frozenset(prefix[: prefix.index(TOKENIZER.encode(":")[0])] for prefix, *_ in targets(b)) for b in batches
+    ]
+    assert all(len(p) > 6 for p in prompts)
+    assert len(set(prompts)) == 13
+    for batch in batches:
+        assert sum(float(part.weight_M.sum()) for part in batch.parts) == pytest.approx(1)
+    assert sum(b.work.rollouts for b in batches) == 13 * 12
+    later = algorithms()["seqkd"].batch(decoder(), 11)
+    assert [p.ids_NL.tolist() for p in later.parts] == [p.ids_NL.tolist() for p in batches[11].parts]
 
 
 def test_seqkd_learns_the_teachers_answers(letter_model: Decoder, letter_teacher: Decoder) -> None:
@@ -347,7 +371,14 @@ def test_mopd_and_grpo_leave_out_prompt_padding_and_world(monkeypatch: pytest.Mo
     monkeypatch.setattr(World, "score", lambda _, item, text: float(len(text) % 2))
     model = ending(decoder(std=0.1))
     reply = TOKENIZER.encode("{7}")
-    mopd = MOPD(MOPDStage(name="s", teachers=dict.fromkeys(DOMAINS, "t"), prompts=24), TOKENIZER, MICRO, DOMAINS, 0, {"t": model})
+    mopd = MOPD(
+        MOPDStage(name="s", teachers=dict.fromkeys(DOMAINS, "t"), prompts=24),
+        TOKENIZER,
+        MICRO,
+        DOMAINS,
+        0,
+        {"t": model},
+    )
     grpo = GRPO(GRPOStage(name="s", prompts=8, group=8), TOKENIZER, MICRO, DOMAINS, 0)
     for method in (mopd, grpo):
         batch = method.batch(model, 0)
@@ -376,7 +407,14 @@ def test_gradient_reaches_only_logits_with_loss(monkeypatch: pytest.MonkeyPatch)
     """The head's gradient is a sum over positions with loss: recompute it from them alone, world and padding zeroed."""
     monkeypatch.setattr(World, "reply", lambda _, item, transcript: "{7}")
     model, teacher = ending(decoder("llama-grouped-untied", std=0.1)), decoder("llama-grouped-untied", seed=1, std=0.1)
-    mopd = MOPD(MOPDStage(name="s", teachers=dict.fromkeys(DOMAINS, "t"), prompts=24), TOKENIZER, MICRO, DOMAINS, 0, {"t": teacher})
+    mopd = MOPD(
+        MOPDStage(name="s", teachers=dict.fromkeys(DOMAINS, "t"), prompts=24),
+        TOKENIZER,
+        MICRO,
+        DOMAINS,
+        0,
+        {"t": teacher},
+    )
     batch = mopd.batch(model, 0)
     whole_step(model, batch, mopd)
     assert model.head is not None and model.head.grad is not None
@@ -417,7 +455,11 @@ def test_parts_hold_every_token_once() -> None:
     generator = torch.Generator().manual_seed(0)
     length_N = torch.randint(2, 40, (70,), generator=generator)
     ids_NL = torch.arange(70 * 40).view(70, 40)
-    loss_NL = (torch.rand(70, 40, generator=generator) < 0.4) & (torch.arange(40) < length_N[:, None]) & (torch.arange(40) > 0)
+    loss_NL = (
+        (torch.rand(70, 40, generator=generator) < 0.4)
+        & (torch.arange(40) < length_N[:, None])
+        & (torch.arange(40) > 0)
+    )
     loss_NL[::9] = False
     groups = [f"t{i % 3}" for i in range(70)]
     parts = make_parts(ids_NL, length_N, loss_NL, ids_NL.float(), {"row": ids_NL // 40}, groups)
@@ -451,10 +493,18 @@ class Largest(TorchDispatchMode):
 def test_no_array_over_all_tokens_and_the_vocabulary(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three teachers, a vocabulary of 4,000, and never more than a chunk of logits: not K × T × V, not even T × V."""
     vocabulary, chunk = 4000, 40_000
-    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 8}
+    sizes = {
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "intermediate_size": 8,
+    }
     student, *teachers = (decoder(seed=i, std=0.05, vocab_size=vocabulary, **sizes) for i in range(4))
     named = dict(zip("abc", teachers, strict=True))
-    stage = MOPDStage(name="s", teachers=dict(zip(DOMAINS, "abc", strict=True)), prompts=24, form=form, baseline="state")
+    stage = MOPDStage(
+        name="s", teachers=dict(zip(DOMAINS, "abc", strict=True)), prompts=24, form=form, baseline="state"
+    )
     method = MOPD(stage, TOKENIZER, MICRO, DOMAINS, 0, named)
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", chunk)
     tokens = method.batch(student, 0).work.tokens_sampled

@@ -24,9 +24,17 @@ SHAPES: dict[str, dict] = {
 }
 
 
-def decoder(shape: str = "llama", seed: int = 0, std: float = 0.3, vocab_size: int = TOKENIZER.vocab_size, **sizes) -> Decoder:
+def decoder(
+    shape: str = "llama", seed: int = 0, std: float = 0.3, vocab_size: int = TOKENIZER.vocab_size, **sizes
+) -> Decoder:
     """A random decoder. Its norms differ from one, so that a norm forgotten, or folded in the wrong place, shows."""
-    small = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 40}
+    small = {
+        "hidden_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "intermediate_size": 40,
+    }
     config = DecoderConfig(vocab_size, **{**small, **SHAPES[shape], **sizes})
     generator = torch.Generator().manual_seed(seed)
     model = Decoder.fresh(config, generator, std)

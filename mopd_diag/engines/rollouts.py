@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mopd_diag.models.linear import QUANTUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad
     ids = torch.tensor([[*p, *a] + [pad_id] * (width - len(p) - len(a)) for p, a in zip(prompts, answers, strict=True)])
     at = torch.arange(width)
     own = (at >= prompt[:, None]) & (at < length[:, None])
-    return Rollouts(ids.reshape(len(prompts), width), prompt, length, own, torch.full(own.shape, torch.nan), torch.ones(len(prompts), dtype=torch.bool))
+    unknown, finished = torch.full(own.shape, torch.nan), torch.ones(len(prompts), dtype=torch.bool)
+    return Rollouts(ids.reshape(len(prompts), width), prompt, length, own, unknown, finished)
 
 
 def join(parts: Sequence[Rollouts], pad_id: int) -> Rollouts:
@@ -69,3 +72,17 @@ def join(parts: Sequence[Rollouts], pad_id: int) -> Rollouts:
         for name, fill in (("ids_NL", pad_id), ("own_NL", False), ("logp_NL", 0.0))
     }
     return Rollouts(**tables, **columns)
+
+
+def by_size(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> Iterator[Sequence[int]]:
+    """Runs of rows (given from short to long) whose padded size stays within `tokens`, where it can a multiple of `QUANTUM`
+    rows, for which the matrix products are fast."""
+    start = 0
+    while start < len(rows):
+        size = 1
+        while start + size < len(rows) and (size + 1) * lengths[rows[start + size]] <= tokens:
+            size += 1
+        if start + size < len(rows) and size > QUANTUM:
+            size -= size % QUANTUM
+        yield rows[start : start + size]
+        start += size

@@ -23,7 +23,7 @@ Reply = Callable[[int, list[int]], list[int] | None]
 """What the world answers when row `i` has just sampled the turn token: ids to append, or None to let the model go on."""
 
 
-CACHE_BYTES = 16 << 20
+CACHE_BYTES = 10 << 20
 """Keys and values held at once on a CPU: more would no longer stay near the processor, so more rows take turns."""
 
 

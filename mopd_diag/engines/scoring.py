@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.head import CHUNK_ELEMENTS
-from mopd_diag.engines.rollouts import Rollouts
+from mopd_diag.engines.rollouts import Rollouts, by_size
 from mopd_diag.estimators.evidence import Evidence
 from mopd_diag.models.decoder import Decoder
 
@@ -37,7 +37,9 @@ class Scored:
 
 
 @torch.inference_mode()
-def score(rollouts: Rollouts, models: Mapping[str, Decoder], subject: str, teachers: Sequence[str], *, base: str = "base") -> Scored:
+def score(
+    rollouts: Rollouts, models: Mapping[str, Decoder], subject: str, teachers: Sequence[str], *, base: str = "base"
+) -> Scored:
     """Evidence on every answer token of `rollouts`, judged model `subject`, under all `models` (which must share a vocabulary).
 
     Members come in the order subject, base, teachers, others. A subject that is the base is scored as its own shift of zero.
@@ -52,21 +54,23 @@ def score(rollouts: Rollouts, models: Mapping[str, Decoder], subject: str, teach
     )
     found: dict[int, tuple[Tensor, ...]] = {}
     tokens = flops = 0
-    for some in _batches(rows, lengths):
+    for some in by_size(rows, lengths, BATCH_TOKENS):
         index, width = torch.tensor(some), lengths[some[-1]]
-        ids_NL = rollouts.ids_NL[index, :width]
+        ids_NL = rollouts.ids_NL[index, : width - 1]  # what follows the last token is nobody's target
         where = answer_NL[index, 1:width]
-        at = F.pad(where, (0, 1)).flatten().nonzero().squeeze(-1)
-        targets = ids_NL[:, 1:][where]
+        at = where.flatten().nonzero().squeeze(-1)
+        targets = rollouts.ids_NL[index, 1:width][where]
         hidden = {}
         with MODEL_TIME:
             for name in order:
-                hidden[name] = models[name].hidden(ids_NL).flatten(0, 1).index_select(0, at)
+                hidden[name] = models[name].hidden_at(ids_NL, at)
             logp_TM, kl_TM, gram_TJJ = _evidence(hidden, models, order, subject, base, teachers, targets)
         tokens += len(at) * len(order)
         flops += sum(models[n].config.forward_flops(ids_NL.numel(), width / 2, len(at)) for n in order)
         counts = where.sum(1).tolist()
-        for row, logp, kl, gram in zip(some, logp_TM.split(counts), kl_TM.split(counts), gram_TJJ.split(counts), strict=True):
+        for row, logp, kl, gram in zip(
+            some, logp_TM.split(counts), kl_TM.split(counts), gram_TJJ.split(counts), strict=True
+        ):
             found[row] = (logp, kl, gram)
     ordered = [found[r] for r in range(len(rollouts))]
     logp, kl, gram = (torch.cat([o[i] for o in ordered]).numpy() for i in range(3))
@@ -80,18 +84,15 @@ def score(rollouts: Rollouts, models: Mapping[str, Decoder], subject: str, teach
     return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), left_out, tokens, flops)
 
 
-def _batches(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    batches: list[list[int]] = [[]]
-    for row in rows:
-        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(row)
-    return [b for b in batches if b]
-
-
 def _evidence(
-    hidden: Mapping[str, Tensor], models: Mapping[str, Decoder], order: Sequence[str], subject: str, base: str, teachers: Sequence[str], targets_T: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    hidden: Mapping[str, Tensor],
+    models: Mapping[str, Decoder],
+    order: Sequence[str],
+    subject: str,
+    base: str,
+    teachers: Sequence[str],
+    targets_T: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """log p(token) [T, M], KL(subject‖member) [T, M], centred Gram [T, J, J]; chunked over tokens."""
     vocabulary = models[base].config.vocab_size
     size = max(1, CHUNK_ELEMENTS // (vocabulary * len(order)))

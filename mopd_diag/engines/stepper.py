@@ -50,20 +50,20 @@ class Stepper:
         self.embed, self.head = model.embed, model.head_VD * model.norm
         self.bias_BT = self._bias((self.padding_NT | (self.column_T >= width)).repeat_interleave(n, 0))
         self.rotary = model.rotary_to(columns, model.embed.device)
-        scale = model.embed.new_ones(len(model.layers[0].qkv), 1)  # type: ignore[arg-type]
+        scale = model.embed.new_ones(len(model.blocks[0].qkv), 1)
         if not c.qk_norm:
             scale[: self.heads * c.head_dim] = c.head_dim**-0.5
         self.blocks = [
             _Block(
-                layer.qkv * layer.norm_attention * scale,  # type: ignore[operator]
-                layer.out,  # type: ignore[arg-type]
-                layer.gate_up * layer.norm_mlp,  # type: ignore[operator]
-                layer.down,  # type: ignore[arg-type]
-                layer.norm_q * c.head_dim**-0.5 if c.qk_norm else None,  # type: ignore[operator]
-                layer.norm_k if c.qk_norm else None,  # type: ignore[arg-type]
+                layer.qkv * layer.norm_attention * scale,
+                layer.out,
+                layer.gate_up * layer.norm_mlp,
+                layer.down,
+                layer.norm_q * c.head_dim**-0.5 if c.qk_norm else None,
+                layer.norm_k if c.qk_norm else None,
                 model.embed.new_empty(2, len(padding_N) * n, self.groups, columns, c.head_dim),
             )
-            for layer in model.layers
+            for layer in model.blocks
         ]
 
     def read(self, ids_NP: Tensor) -> Tensor:
@@ -105,8 +105,9 @@ class Stepper:
         rows, length, _, width = q_BLHE.shape
         q = q_BLHE.transpose(1, 2)
         if length > SHORT:
+            keys, values = cache_2BKWE.unbind()
             mask = None if bias_BLW is None else bias_BLW[:, None]
-            out = F.scaled_dot_product_attention(q, *cache_2BKWE.unbind(), mask, scale=1.0, enable_gqa=True)
+            out = F.scaled_dot_product_attention(q, keys, values, mask, scale=1.0, enable_gqa=True)
         else:
             keys, values = cache_2BKWE.flatten(1, 2).unbind()
             score = torch.bmm(q.reshape(len(keys), -1, width), keys.transpose(1, 2))
@@ -120,7 +121,9 @@ class Stepper:
         c = self.c
         qkv = linear(F.rms_norm(x, (c.hidden_size,), None, c.rms_norm_eps), block.qkv).unflatten(-1, (-1, c.head_dim))
         if block.norm_q is not None:
-            for part, weight in zip(qkv.split((self.heads, self.groups, self.groups), 2), (block.norm_q, block.norm_k), strict=False):
+            for part, weight in zip(
+                qkv.split((self.heads, self.groups, self.groups), 2), (block.norm_q, block.norm_k), strict=False
+            ):
                 part.copy_(F.rms_norm(part, (c.head_dim,), weight, c.rms_norm_eps))
         turning = torch.view_as_complex(qkv[:, :, : self.heads + self.groups].unflatten(-1, (-1, 2)))
         turning.mul_(self.rotary[at : at + x.shape[1], None])

@@ -29,24 +29,24 @@ def to_hf(model: Decoder) -> dict[str, Tensor]:
     state = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm}
     if model.head is not None:
         state["lm_head.weight"] = model.head
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(model.blocks):
         at = f"model.layers.{i}."
-        q, k, v = layer.qkv.split((q_rows, k_rows, k_rows))  # type: ignore[operator]
-        gate, up = layer.gate_up.chunk(2)  # type: ignore[operator]
+        q, k, v = layer.qkv.split((q_rows, k_rows, k_rows))
+        gate, up = layer.gate_up.chunk(2)
         state |= {
-            at + "input_layernorm.weight": layer.norm_attention,  # type: ignore[dict-item]
+            at + "input_layernorm.weight": layer.norm_attention,
             at + "self_attn.q_proj.weight": half_split(q, c.head_dim),
             at + "self_attn.k_proj.weight": half_split(k, c.head_dim),
             at + "self_attn.v_proj.weight": v,
-            at + "self_attn.o_proj.weight": layer.out,  # type: ignore[dict-item]
-            at + "post_attention_layernorm.weight": layer.norm_mlp,  # type: ignore[dict-item]
+            at + "self_attn.o_proj.weight": layer.out,
+            at + "post_attention_layernorm.weight": layer.norm_mlp,
             at + "mlp.gate_proj.weight": gate,
             at + "mlp.up_proj.weight": up,
-            at + "mlp.down_proj.weight": layer.down,  # type: ignore[dict-item]
+            at + "mlp.down_proj.weight": layer.down,
         }
         if c.qk_norm:
-            state[at + "self_attn.q_norm.weight"] = half_split(layer.norm_q, c.head_dim)  # type: ignore[arg-type]
-            state[at + "self_attn.k_norm.weight"] = half_split(layer.norm_k, c.head_dim)  # type: ignore[arg-type]
+            state[at + "self_attn.q_norm.weight"] = half_split(layer.norm_q, c.head_dim)
+            state[at + "self_attn.k_norm.weight"] = half_split(layer.norm_k, c.head_dim)
     return {name: t.detach().contiguous().clone() for name, t in state.items()}
 
 
@@ -59,18 +59,18 @@ def from_hf(config: DecoderConfig, state: dict[str, Tensor]) -> Decoder:
         _fill(model.norm, state["model.norm.weight"])
         if model.head is not None:
             _fill(model.head, state["lm_head.weight"])
-        for i, layer in enumerate(model.layers):
+        for i, layer in enumerate(model.blocks):
             get = lambda name, at=f"model.layers.{i}.": state[f"{at}{name}.weight"]  # noqa: E731
             q, k = interleave(get("self_attn.q_proj"), e), interleave(get("self_attn.k_proj"), e)
-            _fill(layer.norm_attention, get("input_layernorm"))  # type: ignore[arg-type]
-            _fill(layer.qkv, torch.cat((q, k, get("self_attn.v_proj"))))  # type: ignore[arg-type]
-            _fill(layer.out, get("self_attn.o_proj"))  # type: ignore[arg-type]
-            _fill(layer.norm_mlp, get("post_attention_layernorm"))  # type: ignore[arg-type]
-            _fill(layer.gate_up, torch.cat((get("mlp.gate_proj"), get("mlp.up_proj"))))  # type: ignore[arg-type]
-            _fill(layer.down, get("mlp.down_proj"))  # type: ignore[arg-type]
+            _fill(layer.norm_attention, get("input_layernorm"))
+            _fill(layer.qkv, torch.cat((q, k, get("self_attn.v_proj"))))
+            _fill(layer.out, get("self_attn.o_proj"))
+            _fill(layer.norm_mlp, get("post_attention_layernorm"))
+            _fill(layer.gate_up, torch.cat((get("mlp.gate_proj"), get("mlp.up_proj"))))
+            _fill(layer.down, get("mlp.down_proj"))
             if config.qk_norm:
-                _fill(layer.norm_q, interleave(get("self_attn.q_norm"), e))  # type: ignore[arg-type]
-                _fill(layer.norm_k, interleave(get("self_attn.k_norm"), e))  # type: ignore[arg-type]
+                _fill(layer.norm_q, interleave(get("self_attn.q_norm"), e))
+                _fill(layer.norm_k, interleave(get("self_attn.k_norm"), e))
     return model
 
 

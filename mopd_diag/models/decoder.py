@@ -11,6 +11,7 @@ V vocabulary, M selected positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +44,16 @@ class DecoderConfig:
     qk_norm: bool = False
     """True for Qwen3, False for Llama."""
 
-    @property
-    def matmul_parameters(self) -> int:
-        """Parameters that take part in a matrix product for each position, the head left out."""
-        qkv = self.hidden_size * self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads)
-        out = self.hidden_size * self.head_dim * self.num_attention_heads
-        return self.num_hidden_layers * (qkv + out + 3 * self.hidden_size * self.intermediate_size)
-
     def forward_flops(self, tokens: int, context: float, heads: int) -> int:
-        """FLOPs of a forward pass: 2 per parameter and position, 4·H·E per key read, and the head on `heads` positions."""
+        """FLOPs of `Decoder.hidden_at` with the head: 2 per parameter and position, 4·H·E per key read.
+
+        The head, and what follows the attention in the last block, run on `heads` positions only.
+        """
+        into = self.hidden_size * self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads)
+        after = self.hidden_size * (self.head_dim * self.num_attention_heads + 3 * self.intermediate_size)
+        everywhere = self.num_hidden_layers * (into + after) - after
         attention = 4 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * context
-        return int(tokens * (2 * self.matmul_parameters + attention) + heads * 2 * self.hidden_size * self.vocab_size)
+        return int(tokens * (2 * everywhere + attention) + heads * 2 * (after + self.hidden_size * self.vocab_size))
 
 
 def rotary(length: int, width: int, theta: float, device: torch.device | None = None) -> Tensor:
@@ -168,6 +168,11 @@ class Decoder(nn.Module):
         return model
 
     @property
+    def blocks(self) -> list[Layer]:
+        """The layers, with their type."""
+        return cast(list[Layer], list(self.layers))
+
+    @property
     def head_VD(self) -> Tensor:
         return self.embed if self.head is None else self.head
 
@@ -189,12 +194,12 @@ class Decoder(nn.Module):
         c = self.config
         x = F.embedding(ids_NL, self.embed)
         angles = self.rotary_to(ids_NL.shape[1], ids_NL.device)
-        for layer in self.layers:
-            attended = attend(*layer.heads(x, angles))  # type: ignore[operator]
-            if layer is self.layers[-1] and len(at_M) < ids_NL.numel():
+        for number, layer in enumerate(self.blocks, 1):
+            attended = attend(*layer.heads(x, angles))
+            if number == c.num_hidden_layers and len(at_M) < ids_NL.numel():
                 chosen = F.pad(at_M, (0, -len(at_M) % QUANTUM))
                 x, attended = (t.flatten(0, 1).index_select(0, chosen) for t in (x, attended))
-            x = layer.mix(x, attended)  # type: ignore[operator]
+            x = layer.mix(x, attended)
         return F.rms_norm(x.view(-1, c.hidden_size)[: len(at_M)], (c.hidden_size,), self.norm, c.rms_norm_eps)
 
     def forward(self, ids_NL: Tensor) -> Tensor:

@@ -40,6 +40,10 @@ class ForeignModel:
         """Last hidden states after the final norm, [N, L, D], of a right-padded batch."""
         return self.model.base_model(input_ids=ids_NL).last_hidden_state
 
+    def hidden_at(self, ids_NL: Tensor, at_M: Tensor) -> Tensor:
+        """`hidden` at the flat positions `at_M`, [M, D]."""
+        return self.hidden(ids_NL).flatten(0, 1).index_select(0, at_M)
+
     def _check(self, source: str) -> None:
         """Refuse models whose logits are softcapped, scaled or biased after the head: they would be scored wrongly."""
         ids = torch.arange(8)[None] % self.config.vocab_size

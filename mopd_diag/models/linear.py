@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ENOUGH = 512
+ENOUGH = 256
 """Rows from which oneDNN is clearly ahead."""
 
 QUANTUM = 16

@@ -195,8 +195,9 @@ def _forgetting(reading: Reading) -> str:
     if not told:
         return ""
     worst = max(told, key=lambda m: told[m].value.value)
-    said = [f"{m} {_loss(told[m].value)}{_where(told[m])}" for m in dict.fromkeys((STUDENT, worst)) if m in told]
-    return f"At their worst domain whole paths forget: {text.listed(said)}."
+    shown = [m for m in dict.fromkeys((STUDENT, worst)) if m in told]
+    said = [f"{m} lost {_loss(told[m].value)}{_where(told[m])}" for m in shown]
+    return f"Of what they had, on their worst domain, {text.listed(said)}."
 
 
 def _where(measure: Measure) -> str:
@@ -204,5 +205,7 @@ def _where(measure: Measure) -> str:
 
 
 def _loss(e: Estimate) -> str:
-    """A loss as a positive number of points."""
+    """A loss as a positive number of points; where a path gained even on its worst domain, that nothing was lost."""
+    if e.defined and e.high <= 0:
+        return "nothing"
     return text.points(e).removeprefix("+").replace("[+", "[").replace(", +", ", ")

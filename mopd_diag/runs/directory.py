@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,17 +26,17 @@ LEDGER_COLUMNS = [
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all: a temporary file beside it, flushed to disk, then renamed over it."""
+    """Write whole or not at all: a draft beside it, flushed to disk, then renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w") as file:
+        with draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
     except OSError as error:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise ResourceError(
             f"cannot write {path} ({error.strerror}); free some space and repeat the command"
         ) from error
@@ -85,7 +84,7 @@ class RunDirectory:
         """The manifest: plan, stages, versions, seeds, hardware."""
         path = self._require("manifest.json", "expected a run directory; `mopd-diag run PLAN --out DIR` makes one")
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunDirectoryError(
                 f"{path} is not JSON ({error}); restore it or start a run in a new directory"
@@ -153,7 +152,7 @@ class RunDirectory:
 
     def findings(self) -> list[Finding]:
         path = self._require("findings.json", "nothing was diagnosed yet; repeat `mopd-diag run`")
-        return [_finding(f) for f in json.loads(path.read_text())["findings"]]
+        return [_finding(f) for f in json.loads(path.read_text(encoding="utf-8"))["findings"]]
 
 
 def _finding(table: dict[str, Any]) -> Finding:

@@ -205,7 +205,7 @@ def _shares(members: CastModels, rollouts: Any, domains: Sequence[str]) -> list[
         base.zero_grad(set_to_none=True)
         for part in make_parts(mine.ids_NL, mine.length_N, mine.own_NL, torch.ones(mine.own_NL.shape)):
             with torch.no_grad():
-                taught_MD = teacher.hidden(part.ids_NL).flatten(0, 1).index_select(0, part.at_M)
+                taught_MD = teacher.hidden_at(part.ids_NL, part.at_M)
 
             def loss(
                 logits: torch.Tensor,
@@ -216,7 +216,7 @@ def _shares(members: CastModels, rollouts: Any, domains: Sequence[str]) -> list[
                 target = torch.log_softmax(taught[where] @ head.t(), -1)
                 return reverse_kl(torch.log_softmax(logits, -1), target), {}
 
-            hidden_MD = base.hidden(part.ids_NL).flatten(0, 1).index_select(0, part.at_M)
+            hidden_MD = base.hidden_at(part.ids_NL, part.at_M)
             head_loss(hidden_MD, base.head_VD, loss)[0].backward()
         norms[domain] = float(torch.stack([p.grad.norm() for p in base.parameters() if p.grad is not None]).norm())
         tokens[domain], count[domain] = int(mine.own_NL.sum()), len(rows)

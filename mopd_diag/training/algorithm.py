@@ -5,15 +5,15 @@ Axis letters: N sequences, L positions, M positions whose next token carries los
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from mopd_diag.engines.rollouts import by_size
 from mopd_diag.models.decoder import Decoder
-from mopd_diag.models.linear import QUANTUM
 
 MICROBATCH_TOKENS = 2048
 """Padded tokens of one forward and backward pass: on CPUs, larger leaves the cache and smaller pays per call."""
@@ -95,7 +95,7 @@ def make_parts(
     parts = []
     for group, rows in rows_by_group.items():
         rows.sort(key=lengths.__getitem__)
-        for some in _by_size(rows, lengths):
+        for some in by_size(rows, lengths, MICROBATCH_TOKENS):
             width = lengths[some[-1]]
             index = torch.tensor(some)
             where = loss_NL[index, 1:width]
@@ -105,20 +105,6 @@ def make_parts(
             ids = ids_NL[index, : width - 1]  # what follows the last token is nobody's target
             parts.append(Part(ids, at, cut(ids_NL), cut(weight_NL), fields, group))
     return parts
-
-
-def _by_size(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Runs of rows (sorted by length) whose padded size stays within `MICROBATCH_TOKENS`, where it can a multiple of
-    `QUANTUM` rows, for which the matrix products are fast."""
-    start = 0
-    while start < len(rows):
-        size = 1
-        while start + size < len(rows) and (size + 1) * lengths[rows[start + size]] <= MICROBATCH_TOKENS:
-            size += 1
-        if start + size < len(rows) and size > QUANTUM:
-            size -= size % QUANTUM
-        yield rows[start : start + size]
-        start += size
 
 
 def training_flops(model: Decoder, ids_NL: Tensor, heads: int) -> int:

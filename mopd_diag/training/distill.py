@@ -48,7 +48,7 @@ def topk_reverse_kl(student_logp_MV: Tensor, teacher_logp_MV: Tensor, k: int) ->
 
 def _log1mexp(logp: Tensor) -> Tensor:
     """log(1 − e^x) for x < 0, kept finite: mass below 1e-7 cannot be told from rounding in fp32."""
-    return torch.log((-torch.expm1(logp.clamp(max=-1e-7))))
+    return torch.log(-torch.expm1(logp.clamp(max=-1e-7)))
 
 
 def sampled_token_loss(
@@ -162,7 +162,11 @@ class MOPD:
         kl = reverse_kl(logp_MV.detach(), teacher_MV)
         logp = logp_MV.gather(1, targets[:, None]).squeeze(1)
         # The expected log-ratio under the student is −KL, so adding KL centres the advantage without biasing it.
-        return self._sampled(logp, fields["teacher"] - logp.detach() + kl + s.alpha * fields["outcome"], fields), values | {"kl": kl}
+        return self._sampled(
+            logp, fields["teacher"] - logp.detach() + kl + s.alpha * fields["outcome"], fields
+        ), values | {"kl": kl}
 
     def _sampled(self, logp_M: Tensor, advantage_M: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
-        return sampled_token_loss(logp_M, fields["behaviour"], advantage_M, self.stage.weight_low, self.stage.weight_high)
+        return sampled_token_loss(
+            logp_M, fields["behaviour"], advantage_M, self.stage.weight_low, self.stage.weight_high
+        )

@@ -31,7 +31,9 @@ def group_advantages(reward_GS: Tensor) -> tuple[Tensor, Tensor]:
     return (reward_GS - mean) / (std + STD_FLOOR), std.squeeze(1) > 0
 
 
-def grpo_loss(logp_M: Tensor, behaviour_logp_M: Tensor, advantage_M: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def grpo_loss(
+    logp_M: Tensor, behaviour_logp_M: Tensor, advantage_M: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """−min(r·A, clip(r, 1−clip_low, 1+clip_high)·A) a token, r = π/μ: the clipped surrogate of PPO (1707.06347)."""
     ratio = torch.exp(logp_M - behaviour_logp_M)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)

@@ -103,7 +103,9 @@ def train(
     return state
 
 
-def _step(model: Decoder, algorithm: Algorithm, state: TrainingState, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+def _step(
+    model: Decoder, algorithm: Algorithm, state: TrainingState, optimizer: torch.optim.Optimizer
+) -> dict[str, float]:
     """One update; returns the batch's metrics, the loss, and the mean over its tokens of each reported value."""
     batch = algorithm.batch(model, state.step)
     state.work += batch.work
@@ -139,9 +141,8 @@ def _backward(model: Decoder, algorithm: Algorithm, part: Part) -> tuple[float, 
 
 def _save(path: Path, model: Decoder, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
     tensors = {f"weight.{n}": p.detach() for n, p in model.named_parameters()}
-    names = {p: n for n, p in model.named_parameters()}
-    for p, moments in optimizer.state.items():
-        tensors |= {f"{key}.{names[p]}": value for key, value in moments.items()}
+    for name, p in model.named_parameters():
+        tensors |= {f"{key}.{name}": value for key, value in optimizer.state.get(p, {}).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     save_file({k: v.contiguous() for k, v in tensors.items()}, draft, metadata={"state": json.dumps(asdict(state))})

@@ -46,14 +46,20 @@ class SeqKD:
         s = self.stage
         first = block * BLOCK
         count = min(BLOCK, s.steps - first)
-        drawn = [(first + b, i) for b in range(count) for i in self.world.draw_batch(self.domains, s.batch, (self.seed, s.name, first + b))]
+        drawn = [
+            (first + b, i)
+            for b in range(count)
+            for i in self.world.draw_batch(self.domains, s.batch, (self.seed, s.name, first + b))
+        ]
         batches = [StepBatch([]) for _ in range(count)]
         for name, teacher in self.teachers.items():
             mine = [(step, item) for step, item in drawn if s.teachers[item.domain] == name]
             if not mine:
                 continue
             seed = seed_of(self.seed, s.name, block, name)
-            answers = answer(teacher, self.tokenizer, self.world, [i for _, i in mine], seed=seed, temperature=s.temperature)
+            answers = answer(
+                teacher, self.tokenizer, self.world, [i for _, i in mine], seed=seed, temperature=s.temperature
+            )
             for step in range(first, first + count):
                 rows = torch.tensor([r for r, (at, _) in enumerate(mine) if at == step], dtype=torch.long)
                 if len(rows):

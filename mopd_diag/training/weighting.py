@@ -30,6 +30,7 @@ def domain_weights(
         raise ValueError("domain-normalized weights need the log-ratios of the sampled tokens")
     spread = log_ratio_M.std(correction=0)
     weights = [
-        (spread / log_ratio_M[domain_M == d].std(correction=0)).clamp(*CLIP) if count[d] > 1 else ones[d] for d in range(domains)
+        (spread / log_ratio_M[domain_M == d].std(correction=0)).clamp(*CLIP) if count[d] > 1 else ones[d]
+        for d in range(domains)
     ]
     return torch.stack(weights).nan_to_num(1.0)
