@@ -37,9 +37,10 @@ def stderr() -> Any:
 
 
 def stdout() -> Any:
+    """Tables for a terminal; wide enough to be read whole when they go to a file or a pipe."""
     from rich.console import Console
 
-    return Console()
+    return Console() if sys.stdout.isatty() else Console(width=180)
 
 
 def _version(wanted: bool) -> None:

@@ -21,7 +21,8 @@ def to_rich(table: Table) -> RichTable:
     """A report table for a terminal; contents are text, never markup."""
     shown = RichTable(title=table.caption, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if i == 0 or column in table.words else "right")
+        flush_left = i == 0 or column in table.words
+        shown.add_column(column, justify="left" if flush_left else "right", no_wrap=i == 0)
     for i, row in enumerate(table.rows):
         shown.add_row(*(Text(cell) for cell in row), style="bold" if i in table.strong else None)
     return shown

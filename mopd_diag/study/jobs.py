@@ -157,8 +157,8 @@ def _gate(stage: SFTStage, study: Study, tokenizer: Tokenizer):
 
 
 def evaluation_items(study: Study, domain: str) -> list[Item]:
-    """The held-out items of a domain; the same for every model of the study."""
-    return study.world.evaluation_items(domain, study.plan.evaluation.items, (study.plan.seed, "evaluation"))
+    """The held-out items of a domain: the same for every model and for every seed, so that trainings can be paired."""
+    return study.world.evaluation_items(domain, study.plan.evaluation.items, ("evaluation",))
 
 
 def _evaluate(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
