@@ -291,16 +291,21 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{said} (see: {context.command_path if context else 'mopd-diag'} --help)", 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("stopped; what was done is kept, repeat the command to go on", 130)
+    except BrokenPipeError:
+        sys.exit(0)  # the reader of our output has had enough
     except OSError as error:
         if debug:
             raise
-        import errno
-
-        if error.errno == errno.EPIPE:
-            sys.exit(0)
         _fail(
             f"{error.filename or 'file'}: {error.strerror or error}; check the path, its permissions and the free space",
             2,
+        )
+    except Exception as error:
+        if debug:
+            raise
+        _fail(
+            f"unexpected {type(error).__name__}: {error}; this is a bug: repeat with --debug and report what it shows",
+            1,
         )
     else:
         sys.exit(code if isinstance(code, int) else 0)

@@ -6,7 +6,9 @@ The command line turns these into one line and an exit code; a programme may cat
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class MopdDiagError(Exception):
@@ -29,6 +31,16 @@ class RunDirectoryError(BadInput):
 
 class ResourceError(MopdDiagError):
     """The machine lacks something (disk, memory, a lost worker process); nothing that was done is lost."""
+
+
+@contextmanager
+def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Turn a failed write below `path` (an OSError, or one of `more`) into a ResourceError that says what to do."""
+    try:
+        yield
+    except (OSError, *more) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ResourceError(f"cannot write {path} ({reason}); free some space and repeat the command") from error
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

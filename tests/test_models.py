@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SHAPES, TOKENIZER, assert_same_gradients, decoder, in_transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from mopd_diag.errors import CheckpointError
+from mopd_diag.errors import CheckpointError, ResourceError
 from mopd_diag.models import checkpoint
 from mopd_diag.models import linear as linear_module
 from mopd_diag.models.checkpoint import decoder_config, load_decoder, read_config, save_checkpoint
@@ -285,7 +285,7 @@ def test_failed_save_leaves_the_old_checkpoint(fails: str, tmp_path: Path, monke
             patch.setattr(type(TOKENIZER), "save", full_disk)
         else:
             patch.setattr(os, "replace", _refuse_once(os.replace, folder))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ResourceError, match="No space left"):
             save_checkpoint(decoder(seed=2), TOKENIZER, folder)
     assert torch.equal(load_decoder(folder).embed, old.embed)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
@@ -306,7 +306,7 @@ def _refuse_once(replace: Callable, folder: Path) -> Callable:
 
 def test_first_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ResourceError, match="No space left"):
         save_checkpoint(decoder(), TOKENIZER, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

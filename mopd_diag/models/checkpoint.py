@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mopd_diag.errors import CheckpointError
+from mopd_diag.errors import CheckpointError, writing
 from mopd_diag.models.decoder import Decoder, DecoderConfig, half_split, interleave
 from mopd_diag.models.tokenizer import Tokenizer
 
@@ -132,7 +132,15 @@ def decoder_config(table: dict[str, Any]) -> DecoderConfig | None:
 
 
 def save_checkpoint(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a Hugging Face checkpoint. A reader sees the old folder or the whole new one, never a half."""
+    """Write a Hugging Face checkpoint. A reader sees the old folder or the whole new one, never a half.
+
+    Raises ResourceError when it cannot be written.
+    """
+    with writing(folder, SafetensorError):
+        _save_checkpoint(model, tokenizer, folder)
+
+
+def _save_checkpoint(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     draft.mkdir()

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mopd_diag.errors import ResourceError, RunDirectoryError
+from mopd_diag.errors import RunDirectoryError, writing
 from mopd_diag.types import Estimate, Finding, Record
 
 SCHEMA = 1
@@ -26,20 +26,18 @@ LEDGER_COLUMNS = [
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all: a draft beside it, flushed to disk, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write whole or not at all: a draft beside it, flushed to disk, then renamed over it. Raises ResourceError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+    finally:
         draft.unlink(missing_ok=True)
-        raise ResourceError(
-            f"cannot write {path} ({error.strerror}); free some space and repeat the command"
-        ) from error
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -47,16 +45,16 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def write_table(path: Path, frame: pd.DataFrame | pa.Table) -> None:
-    """Write a Parquet file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a Parquet file whole or not at all. Raises ResourceError."""
     table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, draft, compression="zstd")
-        os.replace(draft, path)
-    except OSError as error:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, draft, compression="zstd")
+            os.replace(draft, path)
+    finally:
         draft.unlink(missing_ok=True)
-        raise ResourceError(f"cannot write {path} ({error}); free some space and repeat the command") from error
 
 
 class RunDirectory:

@@ -19,7 +19,7 @@ import pandas as pd
 from rich.console import Console
 
 from mopd_diag.config import GRPOStage, MOPDStage, SeqKDStage, SFTStage
-from mopd_diag.errors import ResourceError, RunDirectoryError
+from mopd_diag.errors import RunDirectoryError
 from mopd_diag.runs.directory import LEDGER_COLUMNS, SCHEMA, RunDirectory, write_json, write_table
 from mopd_diag.runs.progress import RunProgress
 from mopd_diag.runs.scheduler import Job, run_jobs
@@ -228,9 +228,4 @@ def finish(run: RunDirectory, study: Study) -> None:
 
     write_table(run.path / "ledger.parquet", ledger(run))
     run.write_findings(diagnose(run))
-    try:
-        write_report(run)
-    except OSError as error:
-        raise ResourceError(
-            f"{run.path}: the report cannot be written ({error.strerror}); free some space and repeat the command"
-        ) from error
+    write_report(run)

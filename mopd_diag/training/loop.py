@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.head import head_loss
+from mopd_diag.errors import writing
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.training.algorithm import Algorithm, Part, Work, training_flops
 
@@ -143,10 +144,11 @@ def _save(path: Path, model: Decoder, optimizer: torch.optim.Optimizer, state: T
     tensors = {f"weight.{n}": p.detach() for n, p in model.named_parameters()}
     for name, p in model.named_parameters():
         tensors |= {f"{key}.{name}": value for key, value in optimizer.state.get(p, {}).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, draft, metadata={"state": json.dumps(asdict(state))})
-    draft.replace(path)
+    with writing(path, SafetensorError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, draft, metadata={"state": json.dumps(asdict(state))})
+        draft.replace(path)
 
 
 def _restore(path: Path, model: Decoder, optimizer: torch.optim.AdamW) -> TrainingState | None:
