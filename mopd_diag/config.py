@@ -75,8 +75,6 @@ class GRPOStage(StageBase):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     clip_low: Rate = 0.2
     clip_high: Rate = 0.28
-    phases: tuple[str, ...] = ()
-    """Train on these domains one after the other, in equal parts (multi-stage RL), instead of on all of them mixed."""
 
 
 class MOPDStage(StageBase):

@@ -1,6 +1,6 @@
 """A SYNTHETIC run directory for the report's tests: invented numbers in the shape of a real quickstart run.
 
-Nothing here was trained or measured. The accuracies follow the throw-away prototype of `feasibility.md`, so that charts and tables
+Nothing here was trained or measured. The accuracies follow the throw-away prototype of an early experiment, so that charts and tables
 meet the situations of a real run: a domain without headroom, a rival that forgets, an answer that nobody explains.
 """
 

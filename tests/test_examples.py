@@ -28,9 +28,7 @@ def test_an_example_resolves(path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_the_control_is_matched_in_rollouts(path: Path) -> None:
     study = find_plan(str(path))
-    rollouts = {
-        s.name: s.steps * s.prompts * s.group for s in study.stages if isinstance(s, GRPOStage | MOPDStage)
-    }  # fmt: skip
+    rollouts = {s.name: s.steps * s.prompts * s.group for s in study.stages if isinstance(s, GRPOStage | MOPDStage)}
     control = study.stage("rival-mixed-rl")
     assert control.matched_on == "rollouts" and control.matched_to
     assert rollouts["rival-mixed-rl"] == sum(rollouts[name] for name in (*study.teachers(), "student"))

@@ -24,7 +24,7 @@ def diagnose(run: RunDirectory) -> list[Finding]:
     models = run.manifest()["models"]
     if run.trace_names():
         found += _provenance(run)
-    if "student" in models and _teachers(run):
+    if {"student", "base"} <= models.keys() and _teachers(run):
         found += caps_of(run).findings()
         found += interference_of(run).findings()
         for name in (m for m, table in models.items() if table["role"] in ("rival", "control")):

@@ -71,8 +71,12 @@ def sample(
 def _at_once(model: Decoder, prompts: int, n: int, columns: int) -> int:
     """How many prompts to answer at once, so that all turns are about as large."""
     c = model.config
-    row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * columns * model.embed.element_size()
-    turns = math.ceil(prompts * n * row / CACHE_BYTES) if model.embed.device.type == "cpu" else 1
+    size = model.embed.element_size()
+    row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * columns * size
+    weights = size * sum(p.numel() for p in model.parameters())
+    if model.embed.device.type != "cpu" or weights > CACHE_BYTES:
+        return prompts  # weights that do not fit there are read anew each turn: one turn is best
+    turns = math.ceil(prompts * n * row / CACHE_BYTES)
     return math.ceil(prompts / turns)
 
 

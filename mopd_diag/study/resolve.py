@@ -58,7 +58,7 @@ class Study:
     def sequence(self) -> list[tuple[str, str]]:
         """The sequential rival's checkpoints with the domain each was trained on last, in order."""
         steps = [s for s in self.stages if s.name.split(".")[0] == "rival-sequential-rl"]
-        return [(s.name, s.domains[0]) for s in steps]
+        return [(s.name, s.domains[0]) for s in steps] if all(len(s.domains) == 1 for s in steps) else []
 
     def controls(self) -> list[str]:
         """Models that never saw a teacher: the null against which closeness to a teacher is read. Two trainings without a

@@ -180,7 +180,11 @@ def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
 
 def traced(study: Study) -> list[str]:
     """The models whose answers are attributed: the student, and the controls that never saw a teacher."""
-    return [n for n in ("student", *study.controls()) if n in study.roles] if study.teachers() else []
+    return (
+        [n for n in ("student", *study.controls()) if n in study.roles]
+        if study.teachers() and "base" in study.roles
+        else []
+    )
 
 
 def _weight(stage: Any) -> float:

@@ -46,21 +46,14 @@ def entropy(logp_MV: Tensor) -> Tensor:
 
 
 class GRPO:
-    """Samples groups of its own answers, scores them with the verifiers, leaves out groups that all score alike.
-
-    With `phases` it trains on one domain after the other (multi-stage RL); otherwise on all domains mixed.
-    """
+    """Samples groups of its own answers, scores them with the verifiers, leaves out groups that all score alike."""
 
     def __init__(self, stage: GRPOStage, tokenizer: Tokenizer, world: World, domains: Sequence[str], seed: int) -> None:
         self.stage, self.tokenizer, self.world, self.domains, self.seed = stage, tokenizer, world, domains, seed
 
-    def domains_at(self, step: int) -> Sequence[str]:
-        phases = self.stage.phases
-        return [phases[step * len(phases) // self.stage.steps]] if phases else self.domains
-
     def batch(self, model: Decoder, step: int) -> StepBatch:
         s = self.stage
-        items = self.world.draw_batch(self.domains_at(step), s.prompts, (self.seed, s.name, step))
+        items = self.world.draw_batch(self.domains, s.prompts, (self.seed, s.name, step))
         seed = seed_of(self.seed, s.name, step)
         answers = answer(model, self.tokenizer, self.world, items, seed=seed, n=s.group, temperature=s.temperature)
         rollouts = answers.rollouts
