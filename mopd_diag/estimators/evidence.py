@@ -151,7 +151,10 @@ def _broken(parts: Mapping[str, Any]) -> list[str]:
     found = [m for m, finite in zip(members, finite_M, strict=True) if not finite]
     if not found and not np.isfinite(parts["gram_TJJ"][own]).all():
         return [members[0]]
-    return [m for m in (parts["base"], members[0]) if m in found] or found
+    # A divergence is broken by either of its two models; a log-probability only by its own.
+    own_fault = [m for m in found if not np.isfinite(parts["logp_TM"][own][:, members.index(m)]).all()]
+    spoilers = (parts["base"], members[0])
+    return [m for m in spoilers if m in own_fault] or [m for m in spoilers if m in found] or found
 
 
 def _without(parts: dict[str, Any], member: str) -> dict[str, Any]:

@@ -86,5 +86,11 @@ def attribution_table(document: Mapping[str, Any]) -> Group:
             "–" if confidence is None else f"{confidence:.2f}",
             Text(shares),
         )
+    calibrated = {
+        "uncalibrated": "confidence is not calibrated: no control was scored beside the teachers (add [controls.NAME] to the cast)",
+        "decoys": "confidence is one minus the expected share of false accusations, by competition with the controls",
+    }
+    how = f"{document['vocabulary']} vocabulary; {calibrated[document['calibration']]}"
     left = len(document["items"]) - 20
-    return Group(classes, Text(""), items, Text(f"… and {left} more in the JSON and the traces" if left > 0 else ""))
+    more = f"… and {left} more in the JSON and the traces" if left > 0 else ""
+    return Group(classes, Text(""), items, *([Text(more)] if more else []), Text(how, style="dim"))

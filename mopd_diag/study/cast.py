@@ -79,8 +79,9 @@ def attribute_cast(
     """
     members = load_members(cast, told)
     answers, rollouts = _answers(members, prompts, max_new_tokens, temperature, seed, told)
-    told(f"scoring {len(rollouts)} answers under {len(members.loaded)} models")
-    models: dict[str, Any] = members.models
+    told(f"scoring {len(rollouts)} answers")
+    # Rivals may have been taught by the same teachers, so they are no null; controls never were.
+    models: dict[str, Any] = {name: m for name, m in members.models.items() if not name.startswith("rival-")}
     scored = score(rollouts, models, "student", members.teachers)
     for name in scored.left_out:
         warn(f"{name} gives NaN or infinite logits and is left out; repair {members.loaded[name].path}")
