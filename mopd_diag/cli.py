@@ -20,6 +20,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+STOPPED = 130
+"""Exit code of a process that was stopped from the keyboard."""
+GO_ON = "stopped; what was done is kept, repeat the command to go on"
+
 BudgetName = Literal["smoke", "small", "full"]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else there.")]
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.", show_default=False)]
@@ -290,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
         said = (message() if message else str(error)).replace("Value error, ", "")
         _fail(f"{said} (see: {context.command_path if context else 'mopd-diag'} --help)", 2)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("stopped; what was done is kept, repeat the command to go on", 130)
+        _fail(GO_ON, STOPPED)
     except BrokenPipeError:
         sys.exit(0)  # the reader of our output has had enough
     except OSError as error:
@@ -308,6 +312,8 @@ def main(arguments: list[str] | None = None) -> None:
             1,
         )
     else:
+        if code == STOPPED:  # typer turns Ctrl-C into this
+            _fail(GO_ON, STOPPED)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -163,6 +163,21 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished: RunDirectory, tmp_path
     same_records(finished, RunDirectory(out))
 
 
+def test_a_run_stopped_from_the_keyboard_says_how_to_go_on(tmp_path: Path) -> None:
+    plan, out = tmp_path / "tiny.toml", tmp_path / "run"
+    plan.write_text(TOML.format(seed=0))
+    process = command("run", str(plan), "--out", str(out), cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (out / "manifest.json").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("mopd-diag: stopped; what was done is kept, repeat the command to go on\n")
+    assert "Traceback" not in said
+
+
 def test_a_finished_run_is_not_run_again(finished: RunDirectory) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.path.glob("models/*/model.safetensors")}
     run_study(tiny(), finished.path, workers=2)
