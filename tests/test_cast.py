@@ -124,29 +124,30 @@ def test_same_seed_same_answers(models: Path, tmp_path: Path) -> None:
     assert list(once) == list(again) != list(other)
 
 
+def broken(folder: Path, value: float) -> Path:
+    """A checkpoint whose logits are not numbers."""
+    save_checkpoint(shifted(decoder(), 2, 0.1), TOKENIZER, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def test_a_broken_teacher_is_named_and_left_out(capsys, models: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    save_checkpoint(shifted(decoder(), 2, 0.1), TOKENIZER, broken)
-    weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][0] = math.nan
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    code, out, err = attribute(capsys, cast_file(tmp_path, models, "math", code=broken))
+    code, out, err = attribute(capsys, cast_file(tmp_path, models, "math", code=broken(tmp_path / "broken", math.nan)))
     assert code == 0
     assert "teacher-code gives NaN or infinite logits and is left out" in " ".join(err.split())
     assert "teacher:code" not in json.loads(out)["summary"]
 
 
 def test_a_broken_student_is_refused(capsys, models: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    save_checkpoint(shifted(decoder(), 2, 0.1), TOKENIZER, broken)
-    weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][0] = math.inf
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     rollouts = tmp_path / "rollouts.jsonl"
     rollouts.write_text(json.dumps({**PROMPTS[0], "response": "7"}))
-    code, _, err = attribute(capsys, cast_file(tmp_path, models, student=broken), "--rollouts", str(rollouts))
+    cast = cast_file(tmp_path, models, student=broken(tmp_path / "broken", math.inf))
+    code, _, err = attribute(capsys, cast, "--rollouts", str(rollouts))
     assert code == 2
-    assert "student" in err
+    assert "'student'" in err
+    assert err.count("\n") == 1
 
 
 def test_another_tokenizer_is_refused_in_one_line(capsys, models: Path, tmp_path: Path) -> None:

@@ -11,19 +11,17 @@ from report_pages import hostile_run
 
 from mopd_diag.reporting.report import write_report
 
-CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(chromium: Path):
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        browser = driver.chromium.launch(executable_path=str(chromium), args=FLAGS)
         yield browser
         browser.close()
 

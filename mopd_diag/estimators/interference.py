@@ -86,7 +86,7 @@ def forgetting(
     stage.
 
     `stages`: I × S scores of the start and of each checkpoint in order of training, on one domain. The best earlier
-    stage is chosen on one half of the samples and scored on the other (Chaudhry et al. 1801.10112, eq. 3, without its
+    stage is chosen on one half of the samples and scored on the other (Chaudhry et al. 1801.10112, without its
     winner's curse). Raises BadInput for fewer than 2 stages.
     """
     if len(stages) < 2:

@@ -40,8 +40,8 @@ class Watcher(Protocol):
 def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> None:
     """Run all jobs. The heaviest chain of work still to come starts first.
 
-    Raises what a job raised (after the jobs beside it have ended), or ResourceError when a worker process was lost. Jobs that
-    were done stay done: the caller leaves them out next time.
+    Raises what a job raised, or ResourceError when a worker process was lost; the jobs beside it are stopped. Jobs that were
+    done stay done: the caller leaves them out next time.
     """
     if not jobs:
         return

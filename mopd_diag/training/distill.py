@@ -54,7 +54,7 @@ def _log1mexp(logp: Tensor) -> Tensor:
 def sampled_token_loss(
     logp_M: Tensor, behaviour_logp_M: Tensor, advantage_M: Tensor, weight_low: float, weight_high: float
 ) -> Tensor:
-    """−w·A·log π a token, [M]: w = sg[π/μ] where it lies in [weight_low, weight_high], else 0 (eq. 9 of 2601.02780)."""
+    """−w·A·log π a token, [M]: w = sg[π/μ] where it lies in [weight_low, weight_high], else 0 (2601.02780)."""
     ratio = torch.exp(logp_M.detach() - behaviour_logp_M)
     weight = torch.where((ratio >= weight_low) & (ratio <= weight_high), ratio, 0.0)
     return -weight * advantage_M * logp_M
