@@ -6,7 +6,18 @@ import os
 import shutil
 from pathlib import Path
 
-from mopd_diag.config import GRPOStage, MOPDStage, SeqKDStage, SFTStage, Stage
+from mopd_diag.config import (
+    DPOStage,
+    GRPOStage,
+    MOPDStage,
+    PlantStage,
+    PPOStage,
+    RejectionStage,
+    RewardModelStage,
+    SeqKDStage,
+    SFTStage,
+    Stage,
+)
 from mopd_diag.errors import BadInput, ResourceError
 from mopd_diag.study.resolve import Study
 
@@ -26,9 +37,9 @@ def batch_bytes(stage: Stage, study: Study) -> int:
     """An upper estimate of the memory one step's batch needs: caches, token tables and one head chunk's logits."""
     c = study.plan.model
     match stage:
-        case GRPOStage() | MOPDStage():
+        case GRPOStage() | MOPDStage() | RewardModelStage() | PPOStage() | DPOStage() | RejectionStage():
             rows = stage.prompts * stage.group
-        case SFTStage():
+        case SFTStage() | PlantStage():
             rows = stage.batch
         case SeqKDStage():
             rows = stage.batch * 10

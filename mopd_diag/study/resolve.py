@@ -12,9 +12,23 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from mopd_diag import plans
-from mopd_diag.config import Budget, GRPOStage, MergeStage, MOPDStage, Plan, SeqKDStage, Stage, parse, read_toml
+from mopd_diag.config import (
+    Budget,
+    GRPOStage,
+    MergeStage,
+    MOPDStage,
+    Plan,
+    PlantStage,
+    RejectionStage,
+    RewardModelStage,
+    SeqKDStage,
+    Stage,
+    parse,
+    read_toml,
+)
 from mopd_diag.errors import BadInput, nearest
 from mopd_diag.recipes import RECIPES
+from mopd_diag.worlds.micro.quirks import quirk
 from mopd_diag.worlds.world import World, load_world
 
 ROLES = ("base", "teacher", "student", "rival", "control")
@@ -33,10 +47,12 @@ class Study:
 
     @cached_property
     def roles(self) -> dict[str, dict[str, Any]]:
-        """Model → its role, the domains it was trained on or teaches. A name with a dot is a checkpoint on the way."""
+        """Model → its role, the domains it was trained on or teaches. A name with a dot is a checkpoint on the way, and so is a
+        reward model: it answers nothing."""
         table = {}
         for s in self.stages:
-            role = "checkpoint" if "." in s.name else s.name.split("-")[0]
+            on_the_way = "." in s.name or isinstance(s, RewardModelStage)
+            role = "checkpoint" if on_the_way else s.name.split("-")[0]
             table[s.name] = {"role": role, "domains": list(self.domains(s)), "algorithm": s.algorithm}
         return table
 
@@ -134,6 +150,12 @@ def _check(stage: Stage, stages: Iterable[Stage], world: World) -> None:
             raise BadInput(
                 f"stage '{stage.name}' needs model '{parent}', which no stage makes; {nearest(parent, names)}"
             )
+    _check_judges(stage, {s.name for s in stages if isinstance(s, RewardModelStage)})
+    if isinstance(stage, RejectionStage):
+        for domain in stage.sources:
+            world.domain(domain)
+    if isinstance(stage, PlantStage):
+        quirk(stage.quirk)
     if isinstance(stage, MOPDStage | SeqKDStage):
         for domain in stage.teachers:
             world.domain(domain)
@@ -144,6 +166,22 @@ def _check(stage: Stage, stages: Iterable[Stage], world: World) -> None:
             )
     if not isinstance(stage, MergeStage) and stage.algorithm != "sft" and stage.start is None:
         raise BadInput(f"stage '{stage.name}': {stage.algorithm} needs `start`, the model it starts from")
+
+
+def _check_judges(stage: Stage, judges: set[str]) -> None:
+    """A reward model can judge and do nothing else; nothing else can judge."""
+    reward = getattr(stage, "reward", None)
+    if reward is not None and reward not in judges:
+        raise BadInput(
+            f"stage '{stage.name}': reward '{reward}' is not a reward model; "
+            + (nearest(reward, judges) if judges else "add a stage with algorithm 'reward-model'")
+        )
+    others = (getattr(stage, field, None) for field in ("start", "sampled_from", "reference"))
+    for name in (*others, *stage.teachers_used):
+        if name in judges:
+            raise BadInput(
+                f"stage '{stage.name}' uses '{name}', a reward model, as one that answers; only `reward` can name it"
+            )
 
 
 def _ordered(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:

@@ -18,13 +18,23 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from mopd_diag.config import GRPOStage, MOPDStage, SeqKDStage, SFTStage
+from mopd_diag.config import (
+    DPOStage,
+    GRPOStage,
+    MOPDStage,
+    PlantStage,
+    PPOStage,
+    RejectionStage,
+    RewardModelStage,
+    SeqKDStage,
+    SFTStage,
+)
 from mopd_diag.errors import RunDirectoryError
 from mopd_diag.runs.directory import LEDGER_COLUMNS, SCHEMA, RunDirectory, write_json, write_table
 from mopd_diag.runs.progress import RunProgress
 from mopd_diag.runs.scheduler import Job, run_jobs
 from mopd_diag.study.preflight import check_fit, memory_bytes
-from mopd_diag.study.resolve import Study
+from mopd_diag.study.resolve import Study, resolve_identity
 
 PACKAGES = ("mopd-diag", "torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "tokenizers", "safetensors")
 
@@ -41,12 +51,23 @@ def run_study(study: Study, out: Path, *, workers: int | None = None, console: C
 
     Raises RunDirectoryError when `out` belongs to another plan or is in use, BadInput or ResourceError when it cannot fit.
     """
+    return _run(study, out, workers, console, train_only=False)
+
+
+def train_study(study: Study, out: Path, *, workers: int | None = None, console: Console | None = None) -> RunDirectory:
+    """Only train the models of a study, as `run_study` would; raises the same."""
+    return _run(study, out, workers, console, train_only=True)
+
+
+def _run(study: Study, out: Path, workers: int | None, console: Console | None, *, train_only: bool) -> RunDirectory:
     check_fit(study, out)
     identity = study.identity()
     console = console or Console(stderr=True, quiet=True)
     run = claim(out, study, identity)
     with _lock(run.path):
         everything = make_jobs(run.path, study, identity)
+        if train_only:
+            everything = [j for j in everything if j.name.startswith("train-")]
         jobs = [j for j in everything if not is_done(run.path, j.name)]
         if len(jobs) < len(everything):
             console.print(
@@ -54,7 +75,8 @@ def run_study(study: Study, out: Path, *, workers: int | None = None, console: C
             )
         with RunProgress(console, sum(j.weight for j in jobs)) as watcher:
             run_jobs(jobs, workers or os.cpu_count() or 1, watcher)
-        finish(run, study)
+        if not train_only:
+            finish(run, study)
     return run
 
 
@@ -67,7 +89,8 @@ def claim(out: Path, study: Study, identity: dict[str, Any]) -> RunDirectory:
     if out.is_file():
         raise RunDirectoryError(f"{out} is a file, expected a directory for the run; choose another --out")
     if (out / "manifest.json").exists():
-        found = run.manifest()["identity"]
+        # Read back, so that settings which came with a later version stand at their defaults.
+        found = resolve_identity(run.manifest()["identity"]).identity()
         if found != identity:
             raise RunDirectoryError(
                 f"{out} belongs to another run ({_difference(found, identity)}); choose another --out or repeat that run"
@@ -155,6 +178,8 @@ def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
         jobs.append(
             Job(f"train-{stage.name}", call_job, arguments, tuple(f"train-{p}" for p in stage.parents), _weight(stage))
         )
+        if isinstance(stage, RewardModelStage):
+            continue  # it answers nothing
         jobs.append(
             Job(
                 f"evaluate-{stage.name}",
@@ -164,14 +189,14 @@ def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
                 20.0,
             )
         )
-    teachers = tuple(f"train-{t}" for t in study.teachers())
+    others = tuple(f"train-{m}" for m in (*study.teachers(), *study.controls()))
     for name in traced(study):
         jobs.append(
             Job(
                 f"trace-{name}",
                 call_job,
                 (run, identity, "trace", name, since),
-                (f"evaluate-{name}", "train-base", *teachers),
+                (f"evaluate-{name}", "train-base", *others),
                 10.0,
             )
         )
@@ -194,7 +219,11 @@ def _weight(stage: Any) -> float:
             return stage.steps * stage.prompts * stage.group / 1000
         case MOPDStage():
             return stage.steps * stage.prompts * stage.group * 3 / 1000
-        case SFTStage() | SeqKDStage():
+        case RewardModelStage() | DPOStage() | RejectionStage():
+            return stage.steps * stage.prompts * (stage.group + 4) / 1000
+        case PPOStage():
+            return stage.steps / stage.updates * stage.prompts * stage.group * (3 + 2 * stage.epochs) / 1000
+        case SFTStage() | SeqKDStage() | PlantStage():
             return stage.steps * stage.batch * 2 / 1000
     return 1.0
 
