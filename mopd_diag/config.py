@@ -5,152 +5,67 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from mopd_diag.errors import BadInput, nearest
+from mopd_diag.stages import (
+    AnyStage,
+    Count,
+    DPOStage,
+    GRPOStage,
+    MergeStage,
+    MOPDStage,
+    Name,
+    PlantStage,
+    PPOStage,
+    PreferenceStage,
+    Rate,
+    RejectionStage,
+    RewardModelStage,
+    SeqKDStage,
+    SFTStage,
+    Share,
+    Stage,
+    StageBase,
+    Strict,
+)
+
+__all__ = [
+    "AnyStage",
+    "Budget",
+    "Cast",
+    "Count",
+    "DPOStage",
+    "DiagnosisConfig",
+    "EvaluationConfig",
+    "GRPOStage",
+    "MOPDStage",
+    "Member",
+    "MergeStage",
+    "ModelConfig",
+    "Name",
+    "PPOStage",
+    "Plan",
+    "PlantStage",
+    "PreferenceStage",
+    "Rate",
+    "RejectionStage",
+    "RewardModelStage",
+    "SFTStage",
+    "SeqKDStage",
+    "Share",
+    "Stage",
+    "StageBase",
+    "Strict",
+    "WorldConfig",
+    "load_cast",
+    "parse",
+    "read_toml",
+]
 
 Budget = Literal["smoke", "small", "full"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Strict(BaseModel):
-    """A frozen document in which every key is known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StageBase(Strict):
-    """What all stages share: the model a stage makes bears the stage's name."""
-
-    name: Name
-    start: Name | None = None
-    """The model to start from; None is a fresh initialisation."""
-    domains: tuple[str, ...] = ()
-    """Domains of the prompts; empty means all of the world's."""
-    matched_to: str = ""
-    """What this stage's budget was matched to, in words for the ledger."""
-    matched_on: str = ""
-    """The counted thing that was matched: rollouts, sequences, …"""
-
-    @property
-    def teachers_used(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """Models that must exist before this stage starts."""
-        own = (self.start,) if self.start else ()
-        return tuple(dict.fromkeys((*own, *self.teachers_used)))
-
-
-class SFTStage(StageBase):
-    """Supervised fine-tuning on the domains' imperfect demonstrations."""
-
-    algorithm: Literal["sft"] = "sft"
-    steps: Count = 1000
-    batch: Count = 64
-    learning_rate: Rate = 3e-3
-    warmup: int = Field(default=50, ge=0)
-    decay: int = Field(default=200, ge=0)
-    gate: tuple[Share, Share] | None = None
-    """Extend the training, up to `extensions` times a fifth, until each domain's sampled accuracy has reached the low
-    end; what ends above the high end is reported, not undone."""
-    extensions: int = Field(default=4, ge=0)
-
-
-class GRPOStage(StageBase):
-    """Group-relative policy optimisation against the domains' verifiers."""
-
-    algorithm: Literal["grpo"] = "grpo"
-    steps: Count = 250
-    prompts: Count = 32
-    group: Annotated[int, Field(ge=2)] = 8
-    learning_rate: Rate = 3e-4
-    warmup: int = Field(default=10, ge=0)
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    clip_low: Rate = 0.2
-    clip_high: Rate = 0.28
-
-
-class MOPDStage(StageBase):
-    """Multi-teacher on-policy distillation: each prompt's answers are pulled toward its domain's teacher."""
-
-    algorithm: Literal["mopd"] = "mopd"
-    teachers: dict[str, Name]
-    """Domain → model that teaches it."""
-    form: Literal["full", "sampled", "topk"] = "full"
-    steps: Count = 300
-    prompts: Count = 128
-    group: Count = 1
-    learning_rate: Rate = 3e-4
-    warmup: int = Field(default=10, ge=0)
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    alpha: float = Field(default=0.0, ge=0)
-    """Weight of the outcome advantage (sampled form only; needs group ≥ 2)."""
-    weight_low: float = Field(default=0.5, ge=0)
-    weight_high: float = Field(default=2.0, gt=0)
-    baseline: Literal["none", "state"] = "none"
-    top_k: Count = 8
-    weighting: Literal["none", "token-balanced", "domain-normalized"] = "none"
-
-    @property
-    def teachers_used(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.teachers.values()))
-
-    @model_validator(mode="after")
-    def _outcome_needs_groups(self) -> MOPDStage:
-        if self.alpha > 0 and (self.group < 2 or self.form != "sampled"):
-            raise ValueError(
-                f"alpha {self.alpha} needs form 'sampled' and group >= 2, got {self.form!r} and {self.group}"
-            )
-        if self.weight_low > self.weight_high:
-            raise ValueError(f"weight_low {self.weight_low} is above weight_high {self.weight_high}")
-        return self
-
-
-class SeqKDStage(StageBase):
-    """Off-policy distillation: supervised fine-tuning on answers sampled from each domain's teacher."""
-
-    algorithm: Literal["seqkd"] = "seqkd"
-    teachers: dict[str, Name]
-    steps: Count = 300
-    batch: Count = 128
-    learning_rate: Rate = 1e-3
-    warmup: int = Field(default=10, ge=0)
-    decay: int = Field(default=60, ge=0)
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-
-    @property
-    def teachers_used(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.teachers.values()))
-
-
-class MergeStage(StageBase):
-    """Arithmetic on parameters; trains nothing."""
-
-    algorithm: Literal["merge"] = "merge"
-    models: Annotated[tuple[Name, ...], Field(min_length=2)]
-    method: Literal["average", "task-arithmetic"] = "average"
-    scale: float = 1.0
-    """Task arithmetic: base + scale · Σ (model − base); `start` names the base."""
-
-    @property
-    def teachers_used(self) -> tuple[str, ...]:
-        return self.models
-
-    @model_validator(mode="after")
-    def _arithmetic_needs_a_base(self) -> MergeStage:
-        if self.method == "task-arithmetic" and self.start is None:
-            raise ValueError("task-arithmetic needs `start`, the base whose weights are subtracted")
-        return self
-
-
-Stage = Annotated[Union[SFTStage, GRPOStage, MOPDStage, SeqKDStage, MergeStage], Field(discriminator="algorithm")]  # noqa: UP007
 
 
 class WorldConfig(Strict):
@@ -242,8 +157,8 @@ class Cast(Strict):
     base: Member
     student: Member
     teachers: Annotated[dict[Name, Member], Field(min_length=1)]
-    rivals: dict[Name, Member] = {}
-    controls: dict[Name, Member] = {}
+    rivals: dict[Name, Member] = Field(default_factory=dict)
+    controls: dict[Name, Member] = Field(default_factory=dict)
 
     def members(self) -> dict[str, Member]:
         """Every model under its full name, base and student first."""

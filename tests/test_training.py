@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from letters import LETTERS, assert_same_weights, copy, ending, small, taught, weights
 from tiny import TOKENIZER, decoder, shifted
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mopd_diag.config import GRPOStage, MOPDStage, SeqKDStage, SFTStage
 from mopd_diag.engines import head
-from mopd_diag.models.decoder import Decoder, DecoderConfig
+from mopd_diag.models.decoder import Decoder
 from mopd_diag.training import algorithm, loop
 from mopd_diag.training.algorithm import Algorithm, StepBatch, make_parts
 from mopd_diag.training.distill import MOPD, reverse_kl
@@ -24,61 +23,14 @@ from mopd_diag.training.loop import Schedule, TrainingState, train
 from mopd_diag.training.seqkd import SeqKD
 from mopd_diag.training.sft import SFT, demonstration_batch
 from mopd_diag.worlds import World, load_world
-from mopd_diag.worlds.domain import Domain
 
 MICRO = load_world("micro")
 DOMAINS = ["addition", "two-turn", "sorting"]
 
 
-@dataclass(frozen=True)
-class Letters(Domain):
-    """`q?:` → one letter of four. Demonstrations are `shown`; the verifier likes `a`."""
-
-    name = "letters"
-    family = "code"
-    summary = "one letter"
-    max_new_tokens = 3
-    shown: str = "abcd"
-
-    def draw(self, rng: random.Random) -> tuple[str, str]:
-        return f"q{rng.randrange(1000)}:", "a"
-
-    def demonstrate(self, prompt: str, target: str, rng: random.Random) -> str:
-        return rng.choice(self.shown)
-
-
-LETTERS = World("letters", {"letters": Letters()})
-
-
-def small(seed: int = 0) -> Decoder:
-    config = DecoderConfig(TOKENIZER.vocab_size, 32, 2, 2, 2, 16, 64)
-    return Decoder.fresh(config, torch.Generator().manual_seed(seed), 0.08)
-
-
-def taught(shown: str, model: Decoder | None = None, steps: int = 60) -> Decoder:
-    """A model that answers with the letters `shown`, all alike."""
-    model = model or small()
-    stage = SFTStage(name="base", batch=48)
-    sft = SFT(stage, TOKENIZER, World("letters", {"letters": Letters(shown)}), ["letters"], 0)
-    train(model, sft, Schedule(steps, 1e-2, 5, 10))
-    return model
-
-
 @pytest.fixture(scope="module")
 def letter_model() -> Decoder:
     return taught("abcd")
-
-
-def copy(model: Decoder) -> Decoder:
-    return shifted(model, 0, 0.0)
-
-
-def weights(model: Decoder) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def assert_same_weights(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 # --- stopping and going on -----------------------------------------------------------------------------------------
@@ -325,14 +277,6 @@ def test_informing_groups_keep_their_share_of_the_step(monkeypatch: pytest.Monke
     for part in batch.parts:
         assert (part.fields["advantage"] != 0).all()
         torch.testing.assert_close(part.weight_M, torch.full((len(part.targets_M),), 1 / everything))
-
-
-@torch.no_grad()
-def ending(model: Decoder) -> Decoder:
-    """Ends its answers and calls the world often."""
-    for token in (TOKENIZER.eos_id, TOKENIZER.encode("~")[0]):
-        model.embed[token] *= 3
-    return model
 
 
 def targets(batch: StepBatch) -> list[tuple[tuple[int, ...], int, int]]:

@@ -47,7 +47,7 @@ def decoder(
 
 def shifted(model: Decoder, seed: int, size: float) -> Decoder:
     """The same model a little further on: a teacher, or the student after an update."""
-    other = Decoder(model.config)
+    other = type(model)(model.config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p, q in zip(other.parameters(), model.parameters(), strict=True):
@@ -65,9 +65,10 @@ def in_transformers(model: Decoder, folder: Path, tokenizer: Tokenizer = TOKENIZ
 
 def gradients_hf(model: Decoder) -> dict[str, Tensor]:
     """Our gradients under Hugging Face's names and in its layout: they are permuted exactly as the weights are."""
-    holder = Decoder(model.config)
+    holder, ours = Decoder(model.config), dict(model.named_parameters())
     with torch.no_grad():
-        for p, q in zip(holder.parameters(), model.parameters(), strict=True):
+        for name, p in holder.named_parameters():
+            q = ours[name]
             p.copy_(q.grad if q.grad is not None else torch.zeros_like(q))
     return to_hf(holder)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,20 @@ def decoder_config(table: dict[str, Any]) -> DecoderConfig | None:
     )
 
 
-def save_checkpoint(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
+def save_checkpoint(
+    model: Decoder, tokenizer: Tokenizer, folder: Path, beside: Mapping[str, dict[str, Tensor]] | None = None
+) -> None:
     """Write a Hugging Face checkpoint. A reader sees the old folder or the whole new one, never a half.
 
-    Raises ResourceError when it cannot be written.
+    `beside`: further safetensors files of the folder, by file name. Raises ResourceError when it cannot be written.
     """
     with writing(folder, SafetensorError):
-        _save_checkpoint(model, tokenizer, folder)
+        _save_checkpoint(model, tokenizer, folder, beside or {})
 
 
-def _save_checkpoint(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
+def _save_checkpoint(
+    model: Decoder, tokenizer: Tokenizer, folder: Path, beside: Mapping[str, dict[str, Tensor]]
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     draft.mkdir()
@@ -149,7 +154,8 @@ def _save_checkpoint(model: Decoder, tokenizer: Tokenizer, folder: Path) -> None
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         generation = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
         (draft / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-        save_file(to_hf(model), draft / "model.safetensors", metadata={"format": "pt"})
+        for name, tensors in {"model.safetensors": to_hf(model), **beside}.items():
+            save_file(tensors, draft / name, metadata={"format": "pt"})
         tokenizer.save(draft)
         _put_in_place(draft, folder)
     finally:

@@ -7,30 +7,48 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 
-from mopd_diag.config import GRPOStage, MergeStage, MOPDStage, SeqKDStage, SFTStage, Stage
+from mopd_diag.config import (
+    DPOStage,
+    GRPOStage,
+    MergeStage,
+    MOPDStage,
+    PlantStage,
+    PPOStage,
+    RejectionStage,
+    RewardModelStage,
+    SeqKDStage,
+    SFTStage,
+    Stage,
+)
 from mopd_diag.diagnostics.attribution import attribute
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.rollouts import Rollouts, pack
 from mopd_diag.engines.scoring import score
 from mopd_diag.models.checkpoint import load_decoder, save_checkpoint
 from mopd_diag.models.decoder import Decoder, DecoderConfig
+from mopd_diag.models.scalar import ScalarDecoder, load_scalar, save_scalar
 from mopd_diag.models.tokenizer import Tokenizer, character_tokenizer
 from mopd_diag.runs.directory import RunDirectory, write_json, write_table
 from mopd_diag.seeds import seed_of
 from mopd_diag.study.resolve import Study, resolve_identity
-from mopd_diag.training.algorithm import Algorithm, Work
+from mopd_diag.training.algorithm import Algorithm, PartAlgorithm, Work
 from mopd_diag.training.distill import MOPD
+from mopd_diag.training.dpo import DPO
 from mopd_diag.training.explore import answer
 from mopd_diag.training.grpo import GRPO
 from mopd_diag.training.loop import Progress, Schedule, TrainingState, train
-from mopd_diag.training.merge import average, task_arithmetic
+from mopd_diag.training.merge import average, task_arithmetic, ties
+from mopd_diag.training.plant import Plant
+from mopd_diag.training.ppo import PPO
+from mopd_diag.training.rejection import Rejection
+from mopd_diag.training.reward_model import RewardModel
 from mopd_diag.training.seqkd import SeqKD
 from mopd_diag.training.sft import SFT
 from mopd_diag.types import Item, Record
@@ -81,16 +99,18 @@ Result = tuple[Work, str, tuple[str, ...], dict[str, Any]]
 def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
     stage = study.stage(name)
     tokenizer = character_tokenizer()
-    load = lambda model: load_decoder(run.path / "models" / model)  # noqa: E731
+
+    def load(model: str) -> Decoder:
+        judge = isinstance(study.stage(model), RewardModelStage)
+        return (load_scalar if judge else load_decoder)(run.path / "models" / model)
+
     if isinstance(stage, MergeStage):
-        models = [load(m) for m in stage.models]
-        merged = (
-            average(models) if stage.method == "average" else task_arithmetic(load(stage.start), models, stage.scale)
-        )
-        save_checkpoint(merged, tokenizer, run.path / "models" / name)
+        save_checkpoint(_merged(stage, load), tokenizer, run.path / "models" / name)
         return Work(), stage.algorithm, stage.parents, {}
     model = _fresh(study, tokenizer) if stage.start is None else load(stage.start)
-    algorithm = _algorithm(stage, study, tokenizer, {t: load(t) for t in stage.teachers_used})
+    if isinstance(stage, RewardModelStage | PPOStage):
+        model = ScalarDecoder.of(model)
+    algorithm = _algorithm(stage, study, tokenizer, {m: load(m) for m in stage.models_used})
     schedule = Schedule(stage.steps, stage.learning_rate, stage.warmup, getattr(stage, "decay", 0))
     saved = run.path / "saved" / f"{name}.safetensors"
     began, model_began = time.perf_counter(), MODEL_TIME.seconds
@@ -98,7 +118,10 @@ def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     state = train(model, algorithm, schedule, saved=saved, progress=progress, extend=extend)
     before = (state.seconds - (time.perf_counter() - began), state.seconds_model - (MODEL_TIME.seconds - model_began))
     write_table(run.path / "metrics" / f"{name}.parquet", pd.DataFrame(state.log))
-    save_checkpoint(model, tokenizer, run.path / "models" / name)
+    if isinstance(stage, RewardModelStage) and isinstance(model, ScalarDecoder):
+        save_scalar(model, tokenizer, run.path / "models" / name)
+    else:  # a value head is no part of the policy
+        save_checkpoint(model, tokenizer, run.path / "models" / name)
     saved.unlink(missing_ok=True)
     extra = {
         "steps": state.step,
@@ -118,17 +141,44 @@ def _fresh(study: Study, tokenizer: Tokenizer) -> Decoder:
     return Decoder.fresh(config, torch.Generator().manual_seed(seed_of(study.plan.seed, "weights")), c.init_std)
 
 
-def _algorithm(stage: Stage, study: Study, tokenizer: Tokenizer, teachers: Mapping[str, Decoder]) -> Algorithm:
+def _merged(stage: MergeStage, load: Callable[[str], Decoder]) -> Decoder:
+    models = [load(m) for m in stage.models]
+    match stage.method, stage.start:
+        case "task-arithmetic", str(base):
+            return task_arithmetic(load(base), models, stage.scale)
+        case "ties", str(base):
+            return ties(load(base), models, stage.scale, stage.density)
+    return average(models)
+
+
+def _algorithm(
+    stage: Stage, study: Study, tokenizer: Tokenizer, models: Mapping[str, Decoder]
+) -> Algorithm | PartAlgorithm:
+    """The algorithm of a stage, given the models that it reads besides the one it trains, by name."""
     shared = (tokenizer, study.world, study.domains(stage), study.plan.seed)
+    judge = models.get(getattr(stage, "reward", None) or "")
+    reward = judge if isinstance(judge, ScalarDecoder) else None
+    start = stage.start or ""
     match stage:
         case SFTStage():
             return SFT(stage, *shared)
         case GRPOStage():
             return GRPO(stage, *shared)
         case MOPDStage():
-            return MOPD(stage, *shared, teachers)
+            teachers = {t: models[t] for t in stage.teachers_used}
+            return MOPD(stage, *shared, teachers, models[stage.reference_used] if stage.reference_used else None)
         case SeqKDStage():
-            return SeqKD(stage, *shared, teachers)
+            return SeqKD(stage, *shared, models)
+        case PlantStage():
+            return Plant(stage, *shared, models[start])
+        case RewardModelStage():
+            return RewardModel(stage, *shared, models[stage.sampled_from or start])
+        case PPOStage():
+            return PPO(stage, *shared, models[stage.reference or start], reward)
+        case DPOStage():
+            return DPO(stage, *shared, models[stage.sampled_from or start], models[stage.reference or start], reward)
+        case RejectionStage():
+            return Rejection(stage, *shared, models, reward)
     raise AssertionError(f"no algorithm for {stage!r}")
 
 
@@ -193,7 +243,9 @@ def _trace(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     teachers = list(study.teachers())
     chosen = _chosen(run.records(name), study.plan.diagnosis.attribution_items)
     rollouts = retokenize(chosen, tokenizer, study)
-    models = {m: load_decoder(run.path / "models" / m) for m in dict.fromkeys((name, "base", *teachers))}
+    # Models that never saw a teacher are the null, but for the one that is judged.
+    members = dict.fromkeys((name, "base", *teachers, *study.controls()))
+    models = {m: load_decoder(run.path / "models" / m) for m in members}
     scored = score(rollouts, models, name, teachers)
     progress(1, 2, {})
     tokens = pd.DataFrame({"token_id": scored.token_T, "token": [tokenizer.token(int(t)) for t in scored.token_T]})
@@ -202,7 +254,7 @@ def _trace(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     answers = attribution.answers.assign(drawn=chosen["drawn"].to_numpy())
     write_table(run.attribution_path(name), answers)
     progress(2, 2, {})
-    return Work(tokens_scored=scored.tokens_scored, flops=scored.flops), "trace", (name, "base", *teachers), {}
+    return Work(tokens_scored=scored.tokens_scored, flops=scored.flops), "trace", tuple(members), {}
 
 
 def _chosen(records: pd.DataFrame, items: int) -> pd.DataFrame:

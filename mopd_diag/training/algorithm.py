@@ -5,13 +5,14 @@ Axis letters: N sequences, L positions, M positions whose next token carries los
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from mopd_diag.engines.head import head_loss
 from mopd_diag.engines.rollouts import by_size
 from mopd_diag.models.decoder import Decoder
 
@@ -72,6 +73,33 @@ class Algorithm(Protocol):
     def token_loss(self, logits_MV: Tensor, part: Part, where: slice) -> tuple[Tensor, dict[str, Tensor]]:
         """Unweighted losses [M] of the positions `where` of a part, and detached values [M] to report."""
         ...
+
+
+@runtime_checkable
+class PartAlgorithm(Protocol):
+    """An algorithm whose loss is no sum over single tokens, or needs more of the model than its logits."""
+
+    resumes_every: int
+    """A stopped run goes on from a multiple of this step: between them batches depend on an earlier model."""
+
+    def batch(self, model: Decoder, step: int) -> StepBatch: ...
+
+    def part_loss(self, model: Decoder, hidden_MD: Tensor, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        """A part's weighted share of the step's loss, to be summed over parts, and detached values to report the mean of."""
+        ...
+
+
+TokenLoss = Callable[[Tensor, Part, slice], tuple[Tensor, dict[str, Tensor]]]
+
+
+def token_losses(model: Decoder, hidden_MD: Tensor, part: Part, loss: TokenLoss) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ weight · loss over a part's tokens, its logits made a chunk at a time; and the values the loss reports."""
+
+    def weighted(logits: Tensor, where: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, values = loss(logits, part, where)
+        return losses * part.weight_M[where], values
+
+    return head_loss(hidden_MD, model.head_VD, weighted)
 
 
 def make_parts(

@@ -5,6 +5,9 @@ optional outcome term (MiMo-V2-Flash, 2601.02780). *full*: the exact KL(student�
 2606.19348), from cached hidden states, so that no array of teachers × tokens × vocabulary exists. *topk*: the same over the
 teacher's k likeliest tokens and one bucket for the rest.
 
+With λ ≠ 1 the target is not the teacher but what the teacher's change of a reference would be if it went λ times as far
+(reward extrapolation, G-OPD, 2602.12125), in all three forms.
+
 Axis letters: N sequences, L positions, M tokens with loss, V vocabulary, D hidden, k top tokens.
 """
 
@@ -46,6 +49,15 @@ def topk_reverse_kl(student_logp_MV: Tensor, teacher_logp_MV: Tensor, k: int) ->
     return (inside.exp() * (inside - top_logp)).sum(-1) + student_rest.exp() * (student_rest - teacher_rest)
 
 
+def extrapolated(teacher_logp_MV: Tensor, reference_logp_MV: Tensor, scale: float) -> Tensor:
+    """log of π_ref·(π_teacher/π_ref)^scale, renormalised, [M, V]: scale 0 is the reference, 1 the teacher, above 1 beyond it.
+
+    It is the π that maximises E_π[scale·log(π_teacher/π_ref)] − KL(π‖π_ref) (2602.12125), which differs from −KL(π‖it) by its
+    log-normaliser only: a number of the prefix, not of π. Computed in fp32 from log-probabilities, so nothing under- or overflows.
+    """
+    return torch.log_softmax(reference_logp_MV + scale * (teacher_logp_MV - reference_logp_MV), -1)
+
+
 def _log1mexp(logp: Tensor) -> Tensor:
     """log(1 − e^x) for x < 0, kept finite: mass below 1e-7 cannot be told from rounding in fp32."""
     return torch.log(-torch.expm1(logp.clamp(max=-1e-7)))
@@ -71,10 +83,16 @@ class MOPD:
         domains: Sequence[str],
         seed: int,
         teachers: Mapping[str, Decoder],
+        reference: Decoder | None = None,
     ) -> None:
         self.stage, self.tokenizer, self.world, self.domains, self.seed = stage, tokenizer, world, domains, seed
         self.teachers = teachers
         """Models by name; `stage.teachers` says which teaches a domain."""
+        if (reference is None) != (stage.extrapolation == 1):
+            raise ValueError(
+                f"extrapolation {stage.extrapolation} and a reference go together, and neither without the other"
+            )
+        self.reference = reference
 
     def batch(self, model: Decoder, step: int) -> StepBatch:
         s = self.stage
@@ -96,10 +114,10 @@ class MOPD:
         )
         for part in parts:
             self._score(part)
-            teacher = self.teachers[part.teacher or ""]
             n, length = part.ids_NL.shape
-            work.tokens_scored += len(part.targets_M)
-            work.flops += teacher.config.forward_flops(n * length, length / 2, len(part.targets_M))
+            for scorer in (self.teachers[part.teacher or ""], *([self.reference] if self.reference else [])):
+                work.tokens_scored += len(part.targets_M)
+                work.flops += scorer.config.forward_flops(n * length, length / 2, len(part.targets_M))
         metrics = {
             "reward": float(reward.mean()),
             "answer_tokens": rollouts.sampled_tokens / len(rollouts),
@@ -117,21 +135,30 @@ class MOPD:
 
     @torch.no_grad()
     def _score(self, part: Part) -> None:
-        """Cache the teacher's last hidden states (never its logits) and its log-probability of the sampled tokens."""
+        """Cache the last hidden states (never logits) of teacher and reference, and the target's log-probability of the sampled
+        tokens. Parts come sorted by teacher, so one teacher's head is used after another's."""
         teacher = self.teachers[part.teacher or ""]
         with MODEL_TIME:
-            hidden_MD = teacher.hidden_at(part.ids_NL, part.at_M)
-            part.fields["teacher_hidden"] = hidden_MD
+            part.fields["teacher_hidden"] = teacher.hidden_at(part.ids_NL, part.at_M)
+            if self.reference is not None:
+                part.fields["reference_hidden"] = self.reference.hidden_at(part.ids_NL, part.at_M)
             if self.stage.form == "sampled" or self.stage.weighting == "domain-normalized":
                 logp = [
-                    self._teacher_logp(teacher, hidden_MD[c]).gather(1, part.targets_M[c, None]).squeeze(1)
-                    for c in chunks(len(hidden_MD), teacher.config.vocab_size)
+                    self._target_logp(part, c).gather(1, part.targets_M[c, None]).squeeze(1)
+                    for c in chunks(len(part.targets_M), teacher.config.vocab_size)
                 ]
                 part.fields["teacher"] = torch.cat(logp)
 
     @torch.no_grad()
-    def _teacher_logp(self, teacher: Decoder, hidden_MD: Tensor) -> Tensor:
-        return torch.log_softmax(torch.nn.functional.linear(hidden_MD, teacher.head_VD), -1)
+    def _target_logp(self, part: Part, where: slice) -> Tensor:
+        """Log-probabilities that the student is pulled to, [M, V]: the routed teacher's, or those extrapolated from them."""
+        head = lambda model, field: torch.log_softmax(  # noqa: E731
+            torch.nn.functional.linear(part.fields[field][where], model.head_VD), -1
+        )
+        teacher_MV = head(self.teachers[part.teacher or ""], "teacher_hidden")
+        if self.reference is None:
+            return teacher_MV
+        return extrapolated(teacher_MV, head(self.reference, "reference_hidden"), self.stage.extrapolation)
 
     def _reweigh(self, parts: Sequence[Part], names: Sequence[str]) -> dict[str, float]:
         domain_M = torch.cat([p.fields["domain"] for p in parts])
@@ -152,7 +179,7 @@ class MOPD:
             log_ratio = fields["teacher"] - logp.detach()
             loss = self._sampled(logp, log_ratio + s.alpha * fields["outcome"], fields)
             return loss, values | {"kl": -log_ratio}
-        teacher_MV = self._teacher_logp(self.teachers[part.teacher or ""], fields["teacher_hidden"])
+        teacher_MV = self._target_logp(part, where)
         if s.form == "topk":
             kl = topk_reverse_kl(logp_MV, teacher_MV, s.top_k)
             return kl, values | {"kl": kl.detach()}

@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mopd_diag.engines.clock import MODEL_TIME
-from mopd_diag.engines.head import head_loss
 from mopd_diag.errors import writing
 from mopd_diag.models.decoder import Decoder
-from mopd_diag.training.algorithm import Algorithm, Part, Work, training_flops
+from mopd_diag.training.algorithm import Algorithm, Part, PartAlgorithm, Work, token_losses, training_flops
 
 SAVE_EVERY_SECONDS = 15.0
 CLIP_NORM = 1.0
@@ -58,7 +57,7 @@ class TrainingState:
 
 def train(
     model: Decoder,
-    algorithm: Algorithm,
+    algorithm: Algorithm | PartAlgorithm,
     schedule: Schedule,
     *,
     saved: Path | None = None,
@@ -81,6 +80,7 @@ def train(
     started, model_started = time.perf_counter() - state.seconds, MODEL_TIME.seconds - state.seconds_model
     written = time.perf_counter()
     total = schedule.steps + int(state.extra.get("extended", 0))
+    every = algorithm.resumes_every if isinstance(algorithm, PartAlgorithm) else 1
     while state.step < total:
         if extend is not None and state.step == total - schedule.decay:
             added = extend(model, state)
@@ -98,25 +98,26 @@ def train(
         if progress is not None:
             done = state.work.tokens_sampled + state.work.tokens_trained
             progress(state.step, total, metrics | {"tokens_per_second": done / max(state.seconds, 1e-9)})
-        if saved is not None and time.perf_counter() - written > SAVE_EVERY_SECONDS:
+        if saved is not None and state.step % every == 0 and time.perf_counter() - written > SAVE_EVERY_SECONDS:
             _save(saved, model, optimizer, state)
             written = time.perf_counter()
     return state
 
 
 def _step(
-    model: Decoder, algorithm: Algorithm, state: TrainingState, optimizer: torch.optim.Optimizer
+    model: Decoder, algorithm: Algorithm | PartAlgorithm, state: TrainingState, optimizer: torch.optim.Optimizer
 ) -> dict[str, float]:
-    """One update; returns the batch's metrics, the loss, and the mean over its tokens of each reported value."""
+    """One update; returns the batch's metrics, the loss, and the mean of each reported value (over the batch's tokens)."""
     batch = algorithm.batch(model, state.step)
     state.work += batch.work
-    losses, sums, tokens = 0.0, dict[str, float](), 0
+    losses, sums, counts, tokens = 0.0, dict[str, float](), dict[str, int](), 0
     for part in batch.parts:
         loss, values = _backward(model, algorithm, part)
         losses += loss
         tokens += len(part.targets_M)
         for name, value_M in values.items():
             sums[name] = sums.get(name, 0.0) + float(value_M.sum())
+            counts[name] = counts.get(name, 0) + len(value_M)
         state.work.flops += training_flops(model, part.ids_NL, len(part.targets_M))
     state.work.tokens_trained += tokens
     if not batch.parts:
@@ -125,17 +126,18 @@ def _step(
     if math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return batch.metrics | {n: v / tokens for n, v in sums.items()} | {"loss": losses, "gradient_norm": norm}
+    return batch.metrics | {n: v / counts[n] for n, v in sums.items()} | {"loss": losses, "gradient_norm": norm}
 
 
-def _backward(model: Decoder, algorithm: Algorithm, part: Part) -> tuple[float, dict[str, torch.Tensor]]:
-    def weighted(logits: torch.Tensor, where: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        losses, values = algorithm.token_loss(logits, part, where)
-        return losses * part.weight_M[where], values
-
+def _backward(
+    model: Decoder, algorithm: Algorithm | PartAlgorithm, part: Part
+) -> tuple[float, dict[str, torch.Tensor]]:
     with MODEL_TIME:
         hidden_MD = model.hidden_at(part.ids_NL, part.at_M)
-        loss, values = head_loss(hidden_MD, model.head_VD, weighted)
+        if isinstance(algorithm, PartAlgorithm):
+            loss, values = algorithm.part_loss(model, hidden_MD, part)
+        else:
+            loss, values = token_losses(model, hidden_MD, part, algorithm.token_loss)
         loss.backward()
     return float(loss.detach()), values
 
