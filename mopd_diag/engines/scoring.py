@@ -1,8 +1,8 @@
 """Score given answers under many models at once: log-probabilities, divergences and the geometry attribution reads.
 
-Logits of all models exist for one chunk of positions at a time; what leaves the chunk is a few numbers a token.
+Last hidden states of all models exist for one batch of answers at a time; what leaves it is a few numbers a token.
 
-Axis letters: N answers, L positions, T scored tokens, M members, K teachers, J = K + 2 vectors, V vocabulary, D hidden.
+Axis letters: N answers, L positions, T scored tokens, M members, K teachers, J vectors (see `Evidence`), V vocabulary, D hidden.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from mopd_diag.engines.clock import MODEL_TIME
-from mopd_diag.engines.head import CHUNK_ELEMENTS
+from mopd_diag.engines.evidence_kernel import reduce_vocabulary
 from mopd_diag.engines.rollouts import Rollouts, by_size
 from mopd_diag.estimators.evidence import Evidence
 from mopd_diag.models.decoder import Decoder
 
 BATCH_TOKENS = 4096
-"""Padded tokens of one forward pass."""
+"""Padded tokens of one forward pass of one model."""
+
+PASS_WIDTHS = 12
+"""Numbers that one forward pass of a decoder holds for each token at its peak, in hidden widths D (measured: 11 to 16)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,66 +48,46 @@ def score(
     Teachers whose logits hold NaN or infinity are left out and named; raises BadInput when subject or base are broken so.
     """
     order = list(dict.fromkeys((subject, base, *teachers, *models)))
+    shifted = [*teachers, *(n for n in order if n not in (subject, base, *teachers))]
+    vectors = [base, subject, *shifted]  # a model that stands here twice is reduced twice
+    columns = [vectors.index(n) for n in order]
     lengths = rollouts.length_N.tolist()
     rows = sorted(range(len(rollouts)), key=lengths.__getitem__)
-    answer_NL = (torch.arange(rollouts.ids_NL.shape[1]) >= rollouts.prompt_N[:, None]) & (
-        torch.arange(rollouts.ids_NL.shape[1]) < rollouts.length_N[:, None]
-    )
-    found: dict[int, tuple[Tensor, ...]] = {}
-    tokens = flops = 0
-    for some in by_size(rows, lengths, BATCH_TOKENS):
+    position_L = torch.arange(rollouts.ids_NL.shape[1])
+    answer_NL = (position_L >= rollouts.prompt_N[:, None]) & (position_L < rollouts.length_N[:, None])
+    counts_N = answer_NL.sum(1)
+    first_N = counts_N.cumsum(0) - counts_N
+    total = int(counts_N.sum())
+    logp_TM, kl_TM = (torch.empty(total, len(order)) for _ in range(2))
+    gram_TJJ = torch.empty(total, len(vectors), len(vectors))
+    flops = 0
+    for some in by_size(rows, lengths, _batch_tokens(models[base], len(order), sum(lengths))):
         index, width = torch.tensor(some), lengths[some[-1]]
         ids_NL = rollouts.ids_NL[index, : width - 1]  # what follows the last token is nobody's target
         where = answer_NL[index, 1:width]
         at = where.flatten().nonzero().squeeze(-1)
         targets = rollouts.ids_NL[index, 1:width][where]
-        hidden = {}
         with MODEL_TIME:
-            for name in order:
-                hidden[name] = models[name].hidden_at(ids_NL, at)
-            logp_TM, kl_TM, gram_TJJ = _evidence(hidden, models, order, subject, base, teachers, targets)
-        tokens += len(at) * len(order)
+            hidden = {name: models[name].hidden_at(ids_NL, at) for name in order}
+            logp, kl, gram = reduce_vocabulary(
+                [hidden[n] for n in vectors], [models[n].head_VD for n in vectors], targets
+            )
+        into = (first_N[index, None] + where.cumsum(1) - 1)[where]
+        logp_TM[into], kl_TM[into], gram_TJJ[into] = logp[:, columns], kl[:, columns], gram
         flops += sum(models[n].config.forward_flops(ids_NL.numel(), width / 2, len(at)) for n in order)
-        counts = where.sum(1).tolist()
-        for row, logp, kl, gram in zip(
-            some, logp_TM.split(counts), kl_TM.split(counts), gram_TJJ.split(counts), strict=True
-        ):
-            found[row] = (logp, kl, gram)
-    ordered = [found[r] for r in range(len(rollouts))]
-    logp, kl, gram = (torch.cat([o[i] for o in ordered]).numpy() for i in range(3))
-    counts_N = answer_NL.sum(1)
     evidence, left_out = Evidence.of_finite(
-        members=tuple(order), base=base, teachers=tuple(teachers), logp_TM=logp, kl_TM=kl, gram_TJJ=gram,
+        members=tuple(order), base=base, teachers=tuple(teachers),
+        logp_TM=logp_TM.numpy(), kl_TM=kl_TM.numpy(), gram_TJJ=gram_TJJ.numpy(),
         answer_T=np.repeat(np.arange(len(rollouts)), counts_N.numpy()),
-        position_T=np.concatenate([np.arange(c) for c in counts_N.tolist()]) if len(rollouts) else np.zeros(0, int),
+        position_T=(torch.arange(total) - first_N.repeat_interleave(counts_N)).numpy(),
         own_T=rollouts.own_NL[answer_NL].numpy(), full_vocabulary=True,
     )  # fmt: skip
-    return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), left_out, tokens, flops)
+    return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), left_out, total * len(order), flops)
 
 
-def _evidence(
-    hidden: Mapping[str, Tensor],
-    models: Mapping[str, Decoder],
-    order: Sequence[str],
-    subject: str,
-    base: str,
-    teachers: Sequence[str],
-    targets_T: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(token) [T, M], KL(subject‖member) [T, M], centred Gram [T, J, J]; chunked over tokens."""
-    vocabulary = models[base].config.vocab_size
-    size = max(1, CHUNK_ELEMENTS // (vocabulary * len(order)))
-    logp_parts, kl_parts, gram_parts = [], [], []
-    for start in range(0, len(targets_T), size):
-        part = slice(start, start + size)
-        logp = {n: torch.log_softmax(F.linear(hidden[n][part], models[n].head_VD), -1) for n in order}
-        subject_logp, base_logp = logp[subject], logp[base]
-        p = subject_logp.exp()
-        picked = [logp[n].gather(1, targets_T[part, None]).squeeze(1) for n in order]
-        logp_parts.append(torch.stack(picked, 1))
-        kl_parts.append(torch.stack([(p * (subject_logp - logp[n])).sum(-1) for n in order], 1))
-        weight = 0.5 * (p + base_logp.exp())
-        vectors = torch.stack([*(logp[n] - base_logp for n in (subject, *teachers)), base_logp], 1)  # [t, J, V]
-        centred = vectors - (vectors * weight[:, None]).sum(-1, keepdim=True)
-        gram_parts.append(torch.bmm(centred * weight[:, None], centred.transpose(1, 2)))
-    return torch.cat(logp_parts), torch.cat(kl_parts), torch.cat(gram_parts)
+def _batch_tokens(model: Decoder, members: int, tokens: int) -> int:
+    """Padded tokens of one batch, so that the last hidden states of all members and one forward pass take no more memory
+    than one forward pass with its logits takes over `BATCH_TOKENS`, or over all there is."""
+    vocabulary, width = model.head_VD.shape
+    alone = max(PASS_WIDTHS * width, vocabulary)
+    return int(min(BATCH_TOKENS, tokens) * min(1.0, alone / ((PASS_WIDTHS + members) * width)))
