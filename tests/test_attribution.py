@@ -17,7 +17,7 @@ from mopd_diag.errors import BadInput
 from mopd_diag.estimators import attribution as method
 from mopd_diag.estimators.divergences import centred_gram, evidence_from_logp, kl, log_softmax
 from mopd_diag.estimators.evidence import Evidence
-from mopd_diag.estimators.judgement import Rules, decoy_q_values, judge
+from mopd_diag.estimators.judgement import Rules, judge
 from mopd_diag.estimators.nnls import nnls_gram
 from mopd_diag.runs.directory import write_table
 
@@ -369,25 +369,12 @@ def test_decoys_are_the_null() -> None:
         cast.shifts["teacher-a"] + cast.noise(0.3, 1) + cast.noise(0.1, 3),
     )
     sure = attributed(cast.evidence(taught, **{"control-sibling": far}))
-    assert sure.calibration == "decoys"
+    assert sure.calibration == "calibrated"
     assert sure.summary()["teacher:a"] > 0.8
     doubt = attributed(cast.evidence(taught, **{"control-sibling": near}))
     assert doubt.summary()["teacher:a"] == 0
-    assert (doubt.answers["reason"] == "a decoy that never taught is as near").mean() > 0.9
+    assert doubt.answers["label"].isin(["own", "abstain"]).mean() > 0.95, "a decoy explains it as well: nobody is accused"
     assert attributed(cast.evidence(taught)).calibration == "uncalibrated"
-
-
-def test_false_accusations_are_controlled_when_teachers_are_decoys_in_disguise() -> None:
-    rng = np.random.default_rng(0)
-    null = decoy_q_values(rng.normal(size=2000), ratio=1)
-    assert (null < 0.1).mean() < 0.01
-    mixed = np.concatenate([rng.normal(size=1000), 5 + rng.normal(size=1000)])
-    q = decoy_q_values(mixed, ratio=1)
-    called = q <= 0.1
-    assert called[1000:].mean() > 0.9
-    assert called[:1000].sum() / called.sum() < 0.13
-    order = np.argsort(mixed)
-    assert (np.diff(q[order]) <= 1e-12).all(), "a larger margin is never less sure"
 
 
 # -- frames -----------------------------------------------------------------------------------------------------------------

@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mopd_diag.diagnostics.calibration import Calibration, packaged
 from mopd_diag.diagnostics.provenance import findings, label_of
 from mopd_diag.errors import BadInput
 from mopd_diag.estimators.attribution import Pooled, contested, pool, project_out_base, responsibilities, total_logp
 from mopd_diag.estimators.evidence import Evidence, Ints
-from mopd_diag.estimators.judgement import ABSTAIN, TEACHER, Judgement, Rules, judge
+from mopd_diag.estimators.judgement import ABSTAIN, TEACHER, Judgement, Rules, decide, judge
+from mopd_diag.estimators.origin import around, origin, take
 
 __all__ = ["Attribution", "attribute", "findings", "label_of"]
 
@@ -29,7 +31,8 @@ class Attribution:
     """The attribution of one model's answers; frames as `docs/attribution.md` lists them.
 
     `tokens`: the contract's trace, one row a token. `spans`: neighbouring tokens of one class. `answers`: one row an answer,
-    with the baselines' picks. `calibration` is `uncalibrated` or `decoys`.
+    with the baselines' picks. `calibration` is `calibrated` or `uncalibrated`. `full_vocabulary` is None when the models share none;
+    `evidence` says what the labels rest on, `notes` what was left out or is to be kept in mind.
     """
 
     subject: str
@@ -37,8 +40,15 @@ class Attribution:
     tokens: pd.DataFrame
     spans: pd.DataFrame
     answers: pd.DataFrame
-    full_vocabulary: bool = True
+    full_vocabulary: bool | None = True
     calibration: str = "uncalibrated"
+    evidence: str = "token distributions"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def vocabulary(self) -> str:
+        """`full`, `top-k`, or `none` when the models share no vocabulary."""
+        return "none" if self.full_vocabulary is None else "full" if self.full_vocabulary else "top-k"
 
     def summary(self) -> dict[str, float]:
         """Share of the answers in each class, classes without answers included; empty without answers."""
@@ -53,8 +63,10 @@ class Attribution:
             "summary": self.summary(),
             "items": [self._item(row, spans.get(i)) for i, row in enumerate(self.answers.to_dict("records"))],
             "subject": self.subject,
-            "vocabulary": "full" if self.full_vocabulary else "top-k",
+            "vocabulary": self.vocabulary,
+            "evidence": self.evidence,
             "calibration": self.calibration,
+            "notes": list(self.notes),
         }
 
     def _item(self, row: dict[str, Any], spans: pd.DataFrame | None) -> dict[str, Any]:
@@ -75,9 +87,13 @@ class Attribution:
 
 def attribute(
     evidence: Evidence, answers: pd.DataFrame, tokens: pd.DataFrame | tuple[Sequence[int], Sequence[str]], *,
-    routed: Mapping[str, str] | None = None, rules: Rules | None = None,
+    routed: Mapping[str, str] | None = None, rules: Rules | None = None, calibration: Calibration | None = None,
 ) -> Attribution:  # fmt: skip
     """Attribute every token, span and answer of `evidence`.
+
+    With decoys among the members, classes and confidences are probabilities learned from casts of known provenance (`calibration`;
+    by default the packaged one), and what one answer cannot tell is asked of the other answers of its domain. Without decoys, or
+    with top-k evidence, they follow fixed rules and are not calibrated.
 
     `answers`: one row an answer, in the order of the answer index: item_id, and sample, domain, prompt, response, score where
     known. `tokens`: token_id and token (the text it writes) of each row of the evidence. `routed`: domain -> the teacher, by its
@@ -87,22 +103,59 @@ def attribute(
     answers, frame = _checked(evidence, answers, tokens, routed or {})
     shifts = project_out_base(np.where(evidence.own_T[:, None, None], evidence.gram_TJJ, 0))
     mask = contested(evidence, moved=rules.moved_token)
+    pooled = pool(evidence, evidence.answer_T, len(answers), mask=mask, shifts_TRR=shifts)
+    judging = _Judging(rules, _calibrated(evidence, calibration), around(pooled, _places(answers)))
     each = np.arange(len(frame))
-    by_token = judge(pool(evidence, each, len(frame), shifts_TSS=shifts), rules, moved=rules.moved_token)
+    by_token = judging(pool(evidence, each, len(frame), shifts_TRR=shifts), evidence.answer_T, rules.moved_token)
     span_T, by_span = each, by_token
     while True:
         joined_T = joined(evidence, span_T, by_span)
         n_spans = int(joined_T.max(initial=-1)) + 1
         stable = n_spans == len(by_span.kind_N)
-        span_T, by_span = joined_T, judge(pool(evidence, joined_T, n_spans, mask=mask, shifts_TSS=shifts), rules)
+        answer_N = np.zeros(n_spans, dtype=int)
+        answer_N[joined_T] = evidence.answer_T
+        spans = pool(evidence, joined_T, n_spans, mask=mask, shifts_TRR=shifts)
+        span_T, by_span = joined_T, judging(spans, answer_N, rules.moved)
         if stable:
             break
-    pooled = pool(evidence, evidence.answer_T, len(answers), mask=mask, shifts_TSS=shifts)
-    judged = _answers(evidence, answers, pooled, judge(pooled, rules), routed or {})
+    by_answer = judging(pooled, np.arange(len(answers)), rules.moved)
+    judged = _answers(evidence, answers, pooled, by_answer, routed or {}, judging.told)
     return Attribution(
         evidence.subject, evidence.teachers, _trace(evidence, frame, by_token, judged, mask),
-        _spans(evidence, frame, by_span, span_T, answers), judged, evidence.full_vocabulary, _calibration(evidence),
+        _spans(evidence, frame, by_span, span_T, answers), judged, evidence.full_vocabulary, judging.told,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """Judges groups of any size: by rules, or, with a calibration, by probabilities given what surrounds each group's answer."""
+
+    rules: Rules
+    calibration: Calibration | None
+    near_A: Pooled
+
+    @property
+    def told(self) -> str:
+        return "calibrated" if self.calibration else "uncalibrated"
+
+    def __call__(self, pooled: Pooled, answer_N: Ints, moved: float) -> Judgement:
+        judged = judge(pooled, self.rules, moved=moved)
+        if self.calibration is None:
+            return judged
+        found = origin(pooled, take(self.near_A, answer_N), self.calibration.model)
+        sure = self.calibration.sure
+        return decide(judged, pooled, found, sure=sure["teacher"], sure_own=sure["own"], moved=moved)
+
+
+def _calibrated(evidence: Evidence, calibration: Calibration | None) -> Calibration | None:
+    return (calibration or packaged()) if evidence.decoys and evidence.full_vocabulary else None
+
+
+def _places(answers: pd.DataFrame) -> Ints:
+    """The domain of each answer as a number; an answer without one stands by itself."""
+    known = answers["domain"] != ""
+    names = answers["domain"].where(known, [f"\0{i}" for i in range(len(answers))])
+    return names.factorize()[0]
 
 
 def joined(evidence: Evidence, group_T: Ints, judged: Judgement) -> Ints:
@@ -164,13 +217,19 @@ def _classes(evidence: Evidence, judged: Judgement) -> pd.DataFrame:
 
 
 def _answers(
-    evidence: Evidence, answers: pd.DataFrame, pooled: Pooled, judged: Judgement, routed: Mapping[str, str]
+    evidence: Evidence,
+    answers: pd.DataFrame,
+    pooled: Pooled,
+    judged: Judgement,
+    routed: Mapping[str, str],
+    calibration: str,
 ) -> pd.DataFrame:
     """The answers with their classes, what these rest on, and what the baselines would have said."""
     teachers = np.array(evidence.teachers)
     columns: dict[str, Any] = {
         "reason": judged.reason_N.astype(object), "n_tokens": pooled.own_N, "n_contested": pooled.used_N, "residual": judged.joint_N,
-        "unexplained_nats": pooled.unexplained_N, "decoy_margin": judged.margin_N, "kl_base": pooled.kl_base_N,
+        "unexplained_nats": pooled.unexplained_N, "decoy_margin": judged.margin_N, "kl_base": pooled.kl_base_N, "lift": pooled.lift_N,
+        "inherited": judged.inherited_N,
     }  # fmt: skip
     columns |= {f"kl_{t}": pooled.kl_NK[:, k] for k, t in enumerate(teachers)}
     columns |= {f"cosine_{t}": judged.cosine_NK[:, k] for k, t in enumerate(teachers)}
@@ -186,13 +245,9 @@ def _answers(
     told = {
         "subject": evidence.subject,
         "vocabulary": "full" if evidence.full_vocabulary else "top-k",
-        "calibration": _calibration(evidence),
+        "calibration": calibration,
     }
     return pd.concat([answers, _classes(evidence, judged), pd.DataFrame(columns).assign(**told)], axis=1)
-
-
-def _calibration(evidence: Evidence) -> str:
-    return "decoys" if evidence.decoys else "uncalibrated"
 
 
 def _trace(

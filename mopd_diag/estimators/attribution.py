@@ -2,8 +2,8 @@
 alike.
 
 Axis letters: T tokens, N groups of tokens (single tokens, spans, answers, all answers of a domain), M members, K
-teachers, D decoys, S = 1 + K shifts (the subject's, then the teachers'), J = S + 1 vectors. `docs/attribution.md`
-derives the formulas.
+teachers, D decoys, S = 1 + K shifts (the subject's, then the teachers'), R = S + D shifts (then the decoys'), J = R + 1
+vectors. `docs/attribution.md` derives the formulas.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FLOOR = 1e-3
 
 
 def project_out_base(gram_TJJ: npt.ArrayLike) -> Floats:
-    """Inner products of the shifts without their part along log p_0: (..., J, J) with log p_0 last -> (..., S, S),
+    """Inner products of the shifts without their part along log p_0: (..., J, J) with log p_0 last -> (..., R, R),
     nats².
 
     The Schur complement G_ij − G_ib G_bj / G_bb. RL sharpens every model alike, which is a shift along log p_0; it
@@ -47,10 +47,10 @@ def project_out_base(gram_TJJ: npt.ArrayLike) -> Floats:
     return gram[..., :-1, :-1] - along[..., :, None] * scaled[..., None, :]
 
 
-def teacher_disagreement(gram_TJJ: npt.ArrayLike) -> Floats:
-    """The largest ½‖d_i − d_j‖² between two teachers, nats (..., J, J) -> (...): to second order their symmetrised KL;
-    0 for one."""
-    shifts = np.asarray(gram_TJJ, dtype=float)[..., 1:-1, 1:-1]
+def teacher_disagreement(gram_TJJ: npt.ArrayLike, teachers: int) -> Floats:
+    """The largest ½‖d_i − d_j‖² between two of the `teachers` first, nats (..., J, J) -> (...): to second order their
+    symmetrised KL; 0 for one."""
+    shifts = np.asarray(gram_TJJ, dtype=float)[..., 1 : 1 + teachers, 1 : 1 + teachers]
     norm = np.diagonal(shifts, axis1=-2, axis2=-1)
     return np.maximum((norm[..., :, None] + norm[..., None, :] - 2 * shifts).max((-2, -1)) / 2, 0)
 
@@ -59,7 +59,9 @@ def contested(evidence: Evidence, *, moved: float = MOVED_TOKEN, disagree: float
     """Tokens (T) that carry information: the subject's own, where it moved from the base or where teachers disagree."""
     kl_T = evidence.kl_TM[:, evidence.columns([evidence.base])[0]]
     with np.errstate(invalid="ignore"):
-        return evidence.own_T & ((kl_T >= moved) | (teacher_disagreement(evidence.gram_TJJ) >= disagree))
+        return evidence.own_T & (
+            (kl_T >= moved) | (teacher_disagreement(evidence.gram_TJJ, len(evidence.teachers)) >= disagree)
+        )
 
 
 # -- groups of tokens ---------------------------------------------------------------------------------------------------
@@ -70,29 +72,39 @@ class Pooled:
     """Evidence summed over the tokens of N groups; sums of divergences and inner products, so pooled shifts are stacked
     vectors.
 
-    `gram_NSS`: projected shifts (subject, teachers), nats². `kl_base_N`, `kl_NK`, `kl_ND`: Σ KL(subject ‖ ·), nats.
+    `gram_NSS`: projected shifts (subject, teachers), nats²; `gram_NRR`: the decoys' too.
+    `kl_base_N`, `kl_NK`, `kl_ND`: Σ KL(subject ‖ ·), nats.
+    `lift_N`, `lift_NK`: Σ log p(token) − log p_0(token) under the subject and under each teacher, nats: how much more readily than
+    the base it writes what was written.
     `unexplained_N`: the largest KL of one token to whichever of base and teachers is nearest there, nats.
     `own_N`, `used_N`: how many tokens the subject wrote, and how many of them were summed.
     """
 
-    gram_NSS: Floats
+    gram_NRR: Floats
     kl_base_N: Floats
     kl_NK: Floats
     kl_ND: Floats
+    lift_N: Floats
+    lift_NK: Floats
     unexplained_N: Floats
     own_N: Ints
     used_N: Ints
 
+    @property
+    def gram_NSS(self) -> Floats:
+        size = 1 + self.kl_NK.shape[1]
+        return self.gram_NRR[:, :size, :size]
+
 
 def pool(
-    evidence: Evidence, group_T: Ints, n_groups: int, *, mask: Bools | None = None, shifts_TSS: Floats | None = None
+    evidence: Evidence, group_T: Ints, n_groups: int, *, mask: Bools | None = None, shifts_TRR: Floats | None = None
 ) -> Pooled:
     """Sum over the tokens of each group (ids 0 … n_groups − 1, in any order), world-written tokens never.
 
-    `mask` leaves further tokens out, usually all that are not contested. `shifts_TSS` saves projecting again.
+    `mask` leaves further tokens out, usually all that are not contested. `shifts_TRR` saves projecting again.
     """
     use = evidence.own_T if mask is None else evidence.own_T & mask
-    shifts = project_out_base(evidence.gram_TJJ) if shifts_TSS is None else shifts_TSS
+    shifts = project_out_base(evidence.gram_TJJ) if shifts_TRR is None else shifts_TRR
     group, kl_TM = group_T[use], evidence.kl_TM[use].astype(float)
     base, teachers = evidence.columns([evidence.base]), evidence.columns(evidence.teachers)
     unexplained = np.zeros(n_groups)
@@ -101,8 +113,11 @@ def pool(
     kl_base, kl_teachers, kl_decoys = (
         _sums(kl_TM[:, columns], group, n_groups) for columns in (base, teachers, evidence.columns(evidence.decoys))
     )
+    logp = evidence.logp_TM[use].astype(float)
+    lift = _sums(logp - logp[:, base], group, n_groups)
     return Pooled(
-        _sums(shifts[use], group, n_groups), kl_base[:, 0], kl_teachers, kl_decoys, unexplained, own, np.bincount(group, minlength=n_groups)
+        _sums(shifts[use], group, n_groups), kl_base[:, 0], kl_teachers, kl_decoys, lift[:, 0], lift[:, teachers], unexplained, own,
+        np.bincount(group, minlength=n_groups),
     )  # fmt: skip
 
 

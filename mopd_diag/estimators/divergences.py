@@ -74,7 +74,8 @@ def evidence_from_logp(
         top = np.argsort(-full[subject], axis=-1)[:, :top_k]
         full = {m: tail_bucket(x, top) for m, x in full.items()}
     s, b = full[subject], full[base]
-    vectors = np.stack([*(full[m] - b for m in (subject, *teachers)), b], axis=1)
+    others = [m for m in members[1:] if m != base and m not in teachers]
+    vectors = np.stack([*(full[m] - b for m in (subject, *teachers, *others)), b], axis=1)
     first = np.concatenate([[0], np.flatnonzero(np.diff(answer)) + 1]) if len(answer) else np.zeros(0, int)
     sizes = np.diff([*first, len(answer)])
     return Evidence(

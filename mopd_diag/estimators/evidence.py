@@ -1,6 +1,6 @@
 """What a scorer hands to the attribution method: a few numbers a token, never a vocabulary.
 
-Axis letters: T tokens, M members, K teachers, J = 1 + K + 1 vectors, A answers, V vocabulary.
+Axis letters: T tokens, M members, K teachers, D decoys, J = 1 + K + D + 1 vectors, A answers, V vocabulary.
 
 For one context: p_m the next-token distribution of member m, p_s of the *subject* (the model whose answers are judged),
 p_0 of the base; d_m = log p_m − log p_0 (V numbers, nats) is the *shift* of m; w = (p_s + p_0) / 2 weights the
@@ -34,7 +34,7 @@ class Evidence:
     - `logp_TM`: log p_m(token), nats. `kl_TM`: KL(p_s ‖ p_m), nats, exact over the vocabulary; 0 for the subject.
       Rounding below 0 is set to 0.
     - `gram_TJJ`: centred inner products Σ_v w x_i x_j − (Σ_v w x_i)(Σ_v w x_j), nats², of the vectors x =
-      [d_subject, d_teacher 1 … K, log p_0].
+      [d_subject, d_teacher 1 … K, d_decoy 1 … D, log p_0].
     - `answer_T`: index of the answer, sorted. `position_T`: position of the token in its answer. `own_T`: False where
       the world wrote the token; such rows are carried along and never judged, and may hold anything.
     - `full_vocabulary`: False when divergences and Gram were made from the top k tokens and a tail bucket.
@@ -76,7 +76,7 @@ class Evidence:
             raise BadInput(f"expected at least one teacher, and the base not among them, got {list(self.teachers)}")
 
     def _check_shapes(self) -> None:
-        tokens, n_members, n_vectors = len(self.answer_T), len(self.members), len(self.teachers) + 2
+        tokens, n_members, n_vectors = len(self.answer_T), len(self.members), len(self.shifted) + 2
         expected = {
             "logp_TM": (tokens, n_members), "kl_TM": (tokens, n_members), "gram_TJJ": (tokens, n_vectors, n_vectors),
             "answer_T": (tokens,), "position_T": (tokens,), "own_T": (tokens,),
@@ -99,6 +99,11 @@ class Evidence:
         return tuple(m for m in self.members[1:] if m != self.base and m not in self.teachers)
 
     @property
+    def shifted(self) -> tuple[str, ...]:
+        """Whose shifts stand in the Gram matrix, between the subject's and log p_0: the teachers', then the decoys'."""
+        return self.teachers + self.decoys
+
+    @property
     def n_answers(self) -> int:
         """One more than the last answer that has a token; answers without tokens at the end are not counted."""
         return int(self.answer_T[-1]) + 1 if len(self.answer_T) else 0
@@ -113,6 +118,23 @@ class Evidence:
         """The same evidence with one teacher or decoy less. Raises BadInput for subject, base, unknown names, the last
         teacher."""
         return Evidence(**_without(self.fields(), member))
+
+    def select(self, teachers: Sequence[str], decoys: Sequence[str] = ()) -> Evidence:
+        """The same evidence with some of the teachers as candidates, others as decoys, and the rest left out.
+
+        Raises BadInput for a name that is neither teacher nor decoy.
+        """
+        for name in (*teachers, *decoys):
+            if name not in self.shifted:
+                raise BadInput(f"'{name}' is not among teachers and decoys; {nearest(name, self.shifted)}")
+        base = () if self.subject == self.base else (self.base,)
+        members = (self.subject, *base, *teachers, *decoys)
+        keep_M = self.columns(members)
+        keep_J = [0, *(1 + self.shifted.index(t) for t in (*teachers, *decoys)), len(self.shifted) + 1]
+        return replace(
+            self, members=members, teachers=tuple(teachers), logp_TM=self.logp_TM[:, keep_M], kl_TM=self.kl_TM[:, keep_M],
+            gram_TJJ=self.gram_TJJ[:, keep_J][:, :, keep_J],
+        )  # fmt: skip
 
     @classmethod
     def of_finite(cls, **parts: Any) -> tuple[Evidence, tuple[str, ...]]:
@@ -131,6 +153,10 @@ class Evidence:
         """The constructor's arguments by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def masked(self, keep_T: Bools) -> Evidence:
+        """The same evidence, only some of the subject's tokens counting as its own."""
+        return replace(self, own_T=self.own_T & keep_T)
+
     def take(self, answers: Sequence[int] | Ints) -> Evidence:
         """Some answers, in the order given, renumbered from 0."""
         order = [np.flatnonzero(self.answer_T == a) for a in answers]
@@ -146,7 +172,7 @@ def _broken(parts: Mapping[str, Any]) -> list[str]:
     members, own = parts["members"], parts["own_T"]
     finite_M = np.isfinite(parts["logp_TM"][own]).all(0) & np.isfinite(parts["kl_TM"][own]).all(0)
     finite_TJ = np.isfinite(np.diagonal(parts["gram_TJJ"][own], axis1=1, axis2=2))
-    for j, name in enumerate((members[0], *parts["teachers"], parts["base"])):
+    for j, name in enumerate((members[0], *_shifted(parts), parts["base"])):
         finite_M[members.index(name)] &= finite_TJ[:, j].all()
     found = [m for m, finite in zip(members, finite_M, strict=True) if not finite]
     if not found and not np.isfinite(parts["gram_TJJ"][own]).all():
@@ -155,6 +181,12 @@ def _broken(parts: Mapping[str, Any]) -> list[str]:
     own_fault = [m for m in found if not np.isfinite(parts["logp_TM"][own][:, members.index(m)]).all()]
     spoilers = (parts["base"], members[0])
     return [m for m in spoilers if m in own_fault] or [m for m in spoilers if m in found] or found
+
+
+def _shifted(parts: Mapping[str, Any]) -> list[str]:
+    """`Evidence.shifted` of arguments that are not an Evidence yet."""
+    teachers = list(parts["teachers"])
+    return teachers + [m for m in parts["members"][1:] if m != parts["base"] and m not in teachers]
 
 
 def _without(parts: dict[str, Any], member: str) -> dict[str, Any]:
@@ -168,7 +200,8 @@ def _without(parts: dict[str, Any], member: str) -> dict[str, Any]:
     if teachers == [member]:
         raise BadInput(f"'{member}' is the only teacher: without it there is nobody to attribute to")
     keep_M = [i for i, m in enumerate(members) if m != member]
-    keep_J = [0, *(1 + i for i, t in enumerate(teachers) if t != member), len(teachers) + 1]
+    shifted = _shifted(parts)
+    keep_J = [0, *(1 + i for i, t in enumerate(shifted) if t != member), len(shifted) + 1]
     return {
         **parts,
         "members": tuple(m for m in members if m != member),

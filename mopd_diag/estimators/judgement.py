@@ -6,26 +6,48 @@ Axis letters: N groups, K teachers, D decoys.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from mopd_diag.estimators.attribution import MOVED_TOKEN, OVERSHOOT, Pooled, alone, cosines, residuals, shares
 from mopd_diag.estimators.evidence import Bools, Floats, Ints
+from mopd_diag.estimators.origin import Origin
 
 TEACHER, SEVERAL, EXISTING, OWN, ABSTAIN = "teacher", "several", "pre-existing", "own", "abstain"
 
 
+MOST = 3
+"""Teachers that a set may hold; more say no more than that somebody listed taught it."""
+TINY = float(np.finfo(float).tiny)
+UNLIKE = 1.0
+"""nats by which every teacher must be less ready than the subject to write something that the base writes as readily."""
+MOVED = 0.1
+"""nats of KL(subject ‖ base) of a span or an answer from which on it moved: below, the base writes the same about nine times in ten."""
+
+
+def existing(pooled: Pooled, moved: float) -> Bools:
+    """Groups (N) that are the base's: its distributions are the subject's, or it gives these tokens no less than the subject does
+    while every teacher gives them clearly less (`UNLIKE`)."""
+    unlike = pooled.lift_NK.max(1) < pooled.lift_N - UNLIKE
+    return (pooled.kl_base_N < moved) | ((pooled.lift_N <= 0) & unlike)
+
+
+def readiness(pooled: Pooled) -> Floats:
+    """How readily the base writes what the subject writes (N), in [0, 1]: e^−nats, of the divergence or of the tokens' own
+    log-ratio, whichever is less; 1 where the base gives these tokens no less."""
+    return np.exp(-np.minimum(pooled.kl_base_N, np.maximum(pooled.lift_N, 0)))
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Every threshold of the method: set by reasoning, adjusted on one quickstart run and merges of its models, not calibrated."""
+    """Every threshold of the method without a null: set by reasoning, adjusted on one quickstart run and merges of its models."""
 
     moved_token: float = MOVED_TOKEN
     """nats of KL(subject ‖ base) below which a token is pre-existing."""
-    moved: float = 0.1
-    """The same for a span or an answer: at 0.1 nats the base writes what the subject writes about nine times in ten."""
+    moved: float = MOVED
+    """The same for a span or an answer."""
     gap: float = math.log(1.5)
     """A runner-up must leave 1.5 times as much unexplained as the best, else they are `several`."""
     collinear: float = 0.95
@@ -62,6 +84,8 @@ class Judgement:
     joint_N: Floats
     margin_N: Floats
     reason_N: npt.NDArray[np.str_]
+    inherited_N: Floats
+    """Calibrated probability that some listed teacher taught it; NaN without a calibration."""
 
 
 def judge(pooled: Pooled, rules: Rules | None = None, *, moved: float | None = None) -> Judgement:
@@ -83,7 +107,7 @@ def judge(pooled: Pooled, rules: Rules | None = None, *, moved: float | None = N
     shift_NK = np.nan_to_num(share_NK)
     parts_NK = shift_NK >= rules.part
     enough, parts_enough = ((shift_NK * s).sum(1) >= rules.majority for s in (alike_NK, parts_NK))
-    is_existing = pooled.kl_base_N < moved
+    is_existing = existing(pooled, moved)
     is_own = ~is_existing & ((joint_N > rules.own) | (pooled.unexplained_N >= rules.own_nats))
     is_led = ~is_existing & ~is_own & (best_residual <= rules.own) & enough
     is_teacher, is_alike = is_led & (alike_NK.sum(1) == 1), is_led & (alike_NK.sum(1) > 1)
@@ -96,7 +120,7 @@ def judge(pooled: Pooled, rules: Rules | None = None, *, moved: float | None = N
         mixed = size * np.maximum(1 - joint_N / best_residual, 0)
     by_itself = size * np.clip(np.fmax(joint_N, -np.expm1(-pooled.unexplained_N)), 0, 1)
     confidence = np.select(
-        [is_existing, is_own, is_alike | is_teacher, is_mixed], [1 - size, by_itself, named, mixed], 0.0
+        [is_existing, is_own, is_alike | is_teacher, is_mixed], [readiness(pooled), by_itself, named, mixed], 0.0
     )
     kind = np.select(
         [is_existing, is_own, is_alike | is_mixed, is_teacher], [EXISTING, OWN, SEVERAL, TEACHER], ABSTAIN
@@ -104,49 +128,65 @@ def judge(pooled: Pooled, rules: Rules | None = None, *, moved: float | None = N
     reason = np.where(kind == ABSTAIN, "no teacher explains most of the shift", "").astype("<U64")
 
     margin = _decoy_margin(pooled, best_N)
-    accused = np.isin(kind, (TEACHER, SEVERAL))
     thin = np.isin(kind, (TEACHER, SEVERAL, OWN)) & (confidence < rules.thin)
-    if pooled.kl_ND.shape[1]:
-        trust = 1 - decoy_q_values(
-            margin, pooled.kl_NK.shape[1] / pooled.kl_ND.shape[1], where=~is_existing & (pooled.used_N > 0)
-        )
-        confidence = np.where(accused & ~thin, trust, confidence)
-    for where, why in (
-        (thin, "too little evidence"),
-        (accused & ~thin & (margin <= 0), "a decoy that never taught is as near"),
-    ):
-        kind[where], reason[where], confidence[where] = ABSTAIN, why, 0.0
+    kind[thin], reason[thin], confidence[thin] = ABSTAIN, "too little evidence", 0.0
     empty = pooled.own_N == 0
     kind[empty], reason[empty], confidence[empty] = ABSTAIN, "no token of its own", 0.0
     chosen = np.where(is_mixed[:, None], parts_NK, alike_NK) & np.isin(kind, (TEACHER, SEVERAL))[:, None]
     return Judgement(
-        kind, best_N, chosen, np.clip(confidence, 0, 1), share_NK, own_N, cosine_NSS[:, 0, 1:], residual_NK, joint_N, margin, reason
+        kind, best_N, chosen, np.clip(confidence, 0, 1), share_NK, own_N, cosine_NSS[:, 0, 1:], residual_NK, joint_N, margin, reason,
+        np.full(len(best_N), np.nan),
     )  # fmt: skip
 
 
 def _decoy_margin(pooled: Pooled, best_N: Ints) -> Floats:
     if not pooled.kl_ND.shape[1]:
         return np.full(len(best_N), np.nan)
-    tiny = np.finfo(float).tiny
     teacher = pooled.kl_NK[np.arange(len(best_N)), best_N]
-    return np.log(np.maximum(pooled.kl_ND.min(1), tiny)) - np.log(np.maximum(teacher, tiny))
+    return np.log(np.maximum(pooled.kl_ND.min(1), TINY)) - np.log(np.maximum(teacher, TINY))
 
 
-def decoy_q_values(margin_N: npt.ArrayLike, ratio: float, *, where: npt.ArrayLike | None = None) -> Floats:
-    """Expected share of false accusations among all groups whose margin is at least this one's (N), in [0, 1].
+def decide(
+    judged: Judgement, pooled: Pooled, found: Origin, *, sure: float, sure_own: float, moved: float
+) -> Judgement:  # fmt: skip
+    """The same groups, their classes and confidences from calibrated probabilities; what they rest on stays as `judge` found it.
 
-    Target-decoy competition (Elias & Gygi 2007; the knockoff filter of Barber & Candès 2015): if teachers and decoys
-    were exchangeable, a decoy would win by as much as often as a teacher, so decoys' wins count teachers' false ones.
-    `ratio` is K / D, the teachers' better chance when they outnumber the decoys. Groups outside `where` and groups that
-    a decoy wins get 1.
+    A class is given where its probability is at least `sure`: one teacher; else the smallest set of teachers that reaches it, or the
+    parts of a mixture where `judge` saw one. `own`, which says that no listed teacher taught it, needs `sure_own`. Otherwise `abstain`.
     """
-    margin = np.asarray(margin_N, dtype=float)
-    use = np.isfinite(margin) if where is None else np.isfinite(margin) & np.asarray(where, dtype=bool)
-    wins, losses = np.sort(margin[use & (margin > 0)]), np.sort(-margin[use & (margin < 0)])
-    above = np.arange(len(wins), 0, -1)
-    false = 1 + len(losses) - np.searchsorted(losses, wins, side="left")
-    rate = np.minimum.accumulate(np.minimum(ratio * false / above, 1)) if len(wins) else np.zeros(0)
-    q: npt.NDArray[Any] = np.ones(len(margin))
-    won = use & (margin > 0)
-    q[won] = rate[np.searchsorted(wins, margin[won], side="left")]
-    return q
+    teacher_NK, row = found.teacher_NK, np.arange(len(pooled.kl_base_N))
+    best_N = teacher_NK.argmax(1)
+    is_existing = existing(pooled, moved)
+    is_named = ~is_existing & (teacher_NK[row, best_N] >= sure)
+    was_mixed = (judged.kind_N == SEVERAL) & (found.inherited_N >= sure)
+    set_NK = np.where(was_mixed[:, None], judged.set_NK, _smallest_set(teacher_NK, sure))
+    few = set_NK.any(1) & (set_NK.sum(1) <= MOST)
+    is_several = ~is_existing & ~is_named & few
+    is_own = ~is_existing & (1 - found.inherited_N >= sure_own)
+    together = np.where(was_mixed, found.inherited_N, (teacher_NK * set_NK).sum(1))
+    choices = [is_existing, is_named, is_several, is_own]
+    kind = np.select(choices, [EXISTING, TEACHER, SEVERAL, OWN], ABSTAIN).astype("<U16")
+    confidence = np.select(choices, [readiness(pooled), teacher_NK[row, best_N], together, 1 - found.inherited_N], 0.0)
+    near = np.log(np.maximum(pooled.kl_ND.min(1), TINY)) < np.log(np.maximum(pooled.kl_NK[row, best_N], TINY))
+    why = np.where(
+        near, "a decoy that never taught is as near", "not clear enough whether a listed teacher taught it, or which"
+    )
+    reason = np.where(kind == ABSTAIN, why, "").astype("<U64")
+    empty = pooled.own_N == 0
+    kind[empty], reason[empty], confidence[empty] = ABSTAIN, "no token of its own", 0.0
+    one_NK = np.arange(teacher_NK.shape[1]) == best_N[:, None]
+    chosen = np.where(is_named[:, None], one_NK, set_NK) & np.isin(kind, (TEACHER, SEVERAL))[:, None]
+    return replace(
+        judged, kind_N=kind, best_N=best_N, set_NK=chosen, confidence_N=np.clip(confidence, 0, 1), reason_N=reason,
+        margin_N=_decoy_margin(pooled, best_N), inherited_N=np.where(empty, np.nan, found.inherited_N),
+    )  # fmt: skip
+
+
+def _smallest_set(teacher_NK: Floats, sure: float) -> Bools:
+    """The likeliest teachers that together reach `sure` (N, K); none where all of them do not."""
+    order = np.argsort(-teacher_NK, axis=1, kind="stable")
+    total = np.cumsum(np.take_along_axis(teacher_NK, order, 1), 1)
+    needed = (total - np.take_along_axis(teacher_NK, order, 1) < sure) & (total[:, -1:] >= sure)
+    chosen = np.zeros(teacher_NK.shape, dtype=bool)
+    np.put_along_axis(chosen, order, needed, 1)
+    return chosen

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from mopd_diag.errors import BadInput, nearest
 
-NAMES = ("sampling", "training")
+NAMES = ("compare", "provenance", "sampling", "scoring", "training")
+SEEDED = ("provenance",)
+"""Benches that train something from seeds, into a folder."""
 
 
-def run_bench(name: str, emit: Callable[[Any], None] | None) -> None:
-    """Run a bench and print or emit its figures. Raises BadInput for an unknown name, or without a source checkout."""
+def run_bench(
+    name: str, emit: Callable[[Any], None] | None, *, seeds: Sequence[int] = (), out: Path | None = None
+) -> None:
+    """Run a bench and print or emit its figures. Raises BadInput for an unknown name, without a source checkout, or for seeds or a
+    folder where the bench takes none."""
     if name not in NAMES:
         raise BadInput(f"no bench '{name}'; {nearest(name, NAMES)}")
     try:
@@ -23,7 +29,12 @@ def run_bench(name: str, emit: Callable[[Any], None] | None) -> None:
         raise BadInput(
             f"bench {name} compares with {error.name}, which is not installed; pip install 'mopd-diag[test]'"
         ) from None
-    figures = module.run()
+    if name in SEEDED:
+        figures = module.run(tuple(seeds) or (0,), out)
+    elif seeds or out:
+        raise BadInput(f"bench {name} takes neither --seed nor --out; only {', '.join(SEEDED)} does")
+    else:
+        figures = module.run()
     if emit is not None:
         emit(figures)
     else:
