@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from cast_models import PROMPTS, save_models
 from safetensors.torch import load_file, save_file
 from tiny import TOKENIZER, decoder, shifted
 
@@ -16,22 +17,13 @@ from mopd_diag.cli import main
 from mopd_diag.config import load_cast
 from mopd_diag.errors import BadInput
 from mopd_diag.models.checkpoint import save_checkpoint
-from mopd_diag.models.tokenizer import character_tokenizer
 from mopd_diag.prompts import Prompt
 from mopd_diag.study.cast import attribute_cast
-
-PROMPTS = [{"id": f"q{i}", "prompt": f"M{10 + i}+{90 - i}:", "domain": "math" if i % 2 else "code"} for i in range(12)]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, two teachers that moved in different directions, and a control that moved in a third."""
-    folder = tmp_path_factory.mktemp("models")
-    base = decoder()
-    for name, seed in (("math", 1), ("code", 2), ("control", 3)):
-        save_checkpoint(shifted(base, seed, 0.1), TOKENIZER, folder / name)
-    save_checkpoint(base, TOKENIZER, folder / "base")
-    return folder
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
 def cast_file(folder: Path, models: Path, student: str = "math", *, controls: bool = False, **paths: Path) -> Path:
@@ -98,7 +90,7 @@ def test_a_model_that_no_teacher_explains_is_nobodys(capsys, models: Path, tmp_p
 def test_controls_are_the_null(capsys, models: Path, tmp_path: Path) -> None:
     _, out, _ = attribute(capsys, cast_file(tmp_path, models, "math", controls=True))
     document = json.loads(out)
-    assert document["calibration"] == "decoys"
+    assert document["calibration"] == "calibrated"
     assert document["summary"]["teacher:math"] > 0.9
 
 
@@ -112,7 +104,8 @@ def test_given_answers_are_scored_as_they_are(capsys, models: Path, tmp_path: Pa
     assert code == 0
     items = json.loads(out)["items"]
     assert "".join(s["text"] for s in items[1]["spans"]) == "15,09=95<eos>"
-    assert "".join(s["text"] for s in items[0]["spans"]) == "<eos>"
+    assert items[0]["spans"] == [], "an answer of nothing but an end has no behaviour to attribute"
+    assert (items[0]["label"], items[0]["confidence"]) == ("abstain", 0.0)
 
 
 def test_same_seed_same_answers(models: Path, tmp_path: Path) -> None:
@@ -147,15 +140,6 @@ def test_a_broken_student_is_refused(capsys, models: Path, tmp_path: Path) -> No
     code, _, err = attribute(capsys, cast, "--rollouts", str(rollouts))
     assert code == 2
     assert "'student'" in err
-    assert err.count("\n") == 1
-
-
-def test_another_tokenizer_is_refused_in_one_line(capsys, models: Path, tmp_path: Path) -> None:
-    other = character_tokenizer("abcdefghij0123456789+:M")
-    save_checkpoint(decoder(vocab_size=other.vocab_size), other, tmp_path / "other")
-    code, _, err = attribute(capsys, cast_file(tmp_path, models, math=tmp_path / "other", student=models / "code"))
-    assert code == 2
-    assert "teacher-math and student have different tokenizers" in err
     assert err.count("\n") == 1
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
@@ -33,17 +35,45 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Hash of the vocabulary, merges and special tokens: models compare token by token only when it is equal."""
-        state = json.loads(self.backend.to_str())
-        for key in ("padding", "truncation", "version"):
-            state.pop(key, None)
-        text = json.dumps([state, self.eos_id], sort_keys=True)
+        text = json.dumps([self._sections, self.eos_id], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def _sections(self) -> dict[str, Any]:
+        """The parts of `tokenizer.json` that decide which ids a text gets and which text ids give."""
+        state = json.loads(self.backend.to_str())
+        # A post-processor only adds the special tokens that `encode` never asks for.
+        return {k: v for k, v in state.items() if k not in ("padding", "truncation", "version", "post_processor")}
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for text the vocabulary lacks; None where every text has tokens."""
+        model = self._sections["model"]
+        name = model.get("unk_token")
+        return model.get("unk_id") if name is None else self.backend.token_to_id(name)
+
+    def lacks(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether the ids of `text` hold the unknown token more often than the text spells it."""
+        unknown = self.unknown_id
+        name = self.backend.id_to_token(unknown) if unknown is not None else None
+        return unknown is not None and name is not None and list(ids).count(unknown) > text.count(name)
+
+    @cached_property
+    def _untrimmed(self) -> tokenizers.Tokenizer:
+        """The same tokenizer whose offsets keep the blanks: a byte-level post-processor would cut them off."""
+        return tokenizers.Tokenizer.from_str(json.dumps({**json.loads(self.backend.to_str()), "post_processor": None}))
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_where(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and for each the characters [start, end) of `text` it stands for; a token that holds only a part of a
+        character's bytes is given the whole character."""
+        found = self._untrimmed.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids; special tokens (the end of sequence) are left out unless `special`."""
@@ -74,6 +104,52 @@ def character_tokenizer(characters: str = CHARACTERS) -> Tokenizer:
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens([PAD, EOS, UNKNOWN])
     return Tokenizer(backend, eos_id=1, pad_id=0)
+
+
+def difference(ours: Tokenizer, theirs: Tokenizer, names: tuple[str, str] = ("the first", "the second")) -> str:
+    """What keeps two tokenizers from being one, in words; empty when they agree on everything.
+
+    Says first whether ordinary text gets the same ids, because then a model goes on working and the mistake stays silent.
+    """
+    if ours.fingerprint == theirs.fingerprint:
+        return ""
+    said = [*_different_tokens(ours, theirs, names)]
+    eos = [t.backend.id_to_token(t.eos_id) for t in (ours, theirs)]
+    if eos[0] != eos[1] or ours.eos_id != theirs.eos_id:
+        said.append(f"an answer ends with {eos[0]!r} for {names[0]} and with {eos[1]!r} for {names[1]}")
+    special = {t["content"] for each in (ours, theirs) for t in each._sections["added_tokens"]}
+    vocabularies = [{t: i for t, i in each.backend.get_vocab().items() if t not in special} for each in (ours, theirs)]
+    rules = [
+        name
+        for name in ("normalizer", "pre_tokenizer", "decoder")
+        if ours._sections[name] != theirs._sections[name]
+    ]  # fmt: skip
+    if ours._sections["model"].get("merges") != theirs._sections["model"].get("merges"):
+        rules.append("merges")
+    if rules:
+        said.append(f"their {' and '.join(rules)} differ")
+    alike = vocabularies[0] == vocabularies[1] and not rules
+    how = "the same ids for ordinary text, but " if alike else ""
+    return how + ("; ".join(said) or "special tokens are matched by other rules")
+
+
+def _different_tokens(ours: Tokenizer, theirs: Tokenizer, names: tuple[str, str]) -> list[str]:
+    """Sentences about tokens that only one has or that have two ids; the first three of each kind."""
+    a, b = (t.backend.get_vocab(with_added_tokens=True) for t in (ours, theirs))
+    said = []
+    for mine, other, name in ((a, b, names[0]), (b, a, names[1])):
+        only = sorted(mine.keys() - other.keys(), key=mine.__getitem__)
+        if only:
+            said.append(f"only {name} has {_listed([f'{t!r} (id {mine[t]})' for t in only])}")
+    moved = [t for t in sorted(a.keys() & b.keys(), key=a.__getitem__) if a[t] != b[t]]
+    if moved:
+        listed = _listed([f"{t!r} ({a[t]} and {b[t]})" for t in moved])
+        said.append(f"{names[0]} and {names[1]} give other ids to {listed}")
+    return said
+
+
+def _listed(words: Sequence[str], most: int = 3) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,27 @@ import torch
 
 from mopd_diag.config import Cast
 from mopd_diag.diagnostics.attribution import Attribution, attribute
-from mopd_diag.engines.rollouts import Rollouts, pack
-from mopd_diag.engines.sampling import sample
 from mopd_diag.engines.scoring import score
+from mopd_diag.engines.topk_evidence import score_topk
 from mopd_diag.errors import BadInput, CheckpointError
+from mopd_diag.estimators.span_likelihood import CEILING
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.loading import Loaded, Model, load
+from mopd_diag.models.tokenizer import difference
 from mopd_diag.prompts import Prompt
 from mopd_diag.runs.directory import write_json, write_table
-from mopd_diag.seeds import seed_of
+from mopd_diag.study.answers import Sampling, Told, answers_of, context_of
+from mopd_diag.study.foreign_cast import attribute_aligned
 
-SAMPLING_ROWS = 256
-Told = Callable[[str], None]
+NO_NULL = (
+    "confidence is not calibrated: without decoys nothing tells how near a model that never taught would come; add same-base models that "
+    "never taught as [controls.NAME]"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CastModels:
-    """The members of a cast, loaded, all with one tokenizer."""
+    """The members of a cast, loaded."""
 
     loaded: dict[str, Loaded]
     teachers: tuple[str, ...]
@@ -43,52 +47,97 @@ class CastModels:
         return {name: each.model for name, each in self.loaded.items()}
 
 
-def load_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
-    """Load every member. Raises CheckpointError when one cannot be loaded or its tokenizer differs from the student's."""
+def open_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
+    """Load every member, one file once. Raises BadInput for served members, CheckpointError when one cannot be loaded."""
     loaded: dict[str, Loaded] = {}
+    by_path: dict[Path, Loaded] = {}
     for name, member in cast.members().items():
         if member.path is None:
             raise BadInput(f"{name}: served models (`url`) cannot be scored yet; give a `path` to a checkpoint")
-        told(f"loading {name}")
-        loaded[name] = load(member.path)
-    mine = loaded["student"].tokenizer.fingerprint
-    for name, each in loaded.items():
-        if each.tokenizer.fingerprint != mine:
-            raise CheckpointError(
-                f"{name} and student have different tokenizers ({each.path}, {loaded['student'].path}); "
-                "token-level attribution needs one tokenizer for the whole cast"
-            )
-        if each.model.config.vocab_size != loaded["student"].model.config.vocab_size:
-            raise CheckpointError(
-                f"{name} has {each.model.config.vocab_size} logits, student {loaded['student'].model.config.vocab_size}; pad both alike"
-            )
+        path = member.path.resolve()
+        if path not in by_path:
+            told(f"loading {name}")
+            by_path[path] = load(member.path)
+        loaded[name] = by_path[path]
     teachers = tuple(f"teacher-{n}" for n in cast.teachers)
     route = {d: f"teacher-{n}" for n, m in cast.teachers.items() for d in m.domains}
     return CastModels(loaded, teachers, route)
 
 
+def load_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
+    """As `open_members`; raises CheckpointError too when a member's tokenizer or vocabulary differs from the student's."""
+    members = open_members(cast, told)
+    for name, how in tokenizer_differences(members).items():
+        where = f"{members.loaded[name].path}, {members.loaded['student'].path}"
+        raise CheckpointError(
+            f"{name} and student have different tokenizers: {how} ({where}); token-level comparison needs one tokenizer for the whole cast"
+        )
+    _check_sizes(members)
+    return members
+
+
+def tokenizer_differences(members: CastModels) -> dict[str, str]:
+    """Members whose tokenizer is not the student's, and what differs."""
+    found = {
+        name: difference(members.tokenizer, each.tokenizer, ("student", name)) for name, each in members.loaded.items()
+    }  # fmt: skip
+    return {name: how for name, how in found.items() if how}
+
+
 def attribute_cast(
     cast: Cast, prompts: Sequence[Prompt], *, max_new_tokens: int = 256, temperature: float = 1.0, seed: int = 0,
-    told: Told = lambda _: None, warn: Told = lambda _: None,
+    top_k: int | None = None, told: Told = lambda _: None, warn: Told = lambda _: None,
 ) -> Attribution:  # fmt: skip
-    """Attribute the student's answers, sampled here where a prompt has no response, to base and teachers.
+    """Attribute the student's answers, sampled here where prompts have no response, to base and teachers.
 
-    `told` hears what is going on, `warn` what was left out.
+    Members that share one tokenizer are compared over the whole vocabulary, or with `top_k` over the student's k likeliest tokens and
+    a tail bucket. Others are compared by the likelihood of the same bytes: a weaker verdict, and labelled so. `told` hears what is
+    going on, `warn` what was left out or is to be kept in mind; the latter is in `Attribution.notes` too.
 
-    Raises BadInput for a prompt that does not fit, CheckpointError for members that cannot be compared.
+    Raises BadInput for a prompt or an answer that cannot be used, CheckpointError for members that cannot be compared.
     """
-    members = load_members(cast, told)
-    answers, rollouts = _answers(members, prompts, max_new_tokens, temperature, seed, told)
-    told(f"scoring {len(rollouts)} answers")
+    notes: list[str] = []
+
+    def say(note: str) -> None:
+        notes.append(note)
+        warn(note)
+
     # Rivals may have been taught by the same teachers, so they are no null; controls never were.
-    models: dict[str, Any] = {name: m for name, m in members.models.items() if not name.startswith("rival-")}
-    scored = score(rollouts, models, "student", members.teachers)
-    for name in scored.left_out:
-        warn(f"{name} gives NaN or infinite logits and is left out; repair {members.loaded[name].path}")
-    route = {d: t for d, t in members.route.items() if t not in scored.left_out}
-    names = {int(t): members.tokenizer.token(int(t)) for t in set(scored.token_T.tolist())}
-    tokens = pd.DataFrame({"token_id": scored.token_T, "token": [names[int(t)] for t in scored.token_T]})
-    return attribute(scored.evidence, answers, tokens, routed=route or None)
+    members = open_members(cast.model_copy(update={"rivals": {}}), told)
+    for twins in _twins(members):
+        say(twins)
+    different = tokenizer_differences(members)
+    if not different:
+        _check_sizes(members)
+    elif top_k is not None:
+        raise BadInput(
+            f"top-k evidence needs one tokenizer for the whole cast, but {_said(different)}; leave top-k out"
+        )
+    scored_by = [members.loaded["student"].model] if different else list(members.models.values())
+    bounds = [c for c in map(context_of, scored_by) if c is not None]
+    how = Sampling(max_new_tokens, temperature, seed)
+    answers = answers_of(members.loaded["student"], prompts, how, min(bounds, default=None), told, say)
+    if different:
+        say(
+            f"{_said(different)}: spans are aligned on bytes and compared by likelihood, a weaker verdict whose confidence is never above "
+            f"{CEILING}"
+        )
+        found = attribute_aligned(members.loaded, members.teachers, answers.prompts, members.route, told, say)
+    else:
+        told(f"scoring {len(answers.prompts)} answers")
+        rollouts = answers.rollouts(members.tokenizer.pad_id)
+        models: dict[str, Any] = members.models
+        if top_k is None:
+            scored = score(rollouts, models, "student", members.teachers)
+        else:
+            scored = score_topk(rollouts, models, "student", members.teachers, top_k)
+        for name in scored.left_out:
+            say(f"{name} gives NaN or infinite logits and is left out; repair {members.loaded[name].path}")
+        route = {d: t for d, t in members.route.items() if t not in scored.left_out}
+        names = {t: members.tokenizer.token(t) for t in set(scored.token_T.tolist())}
+        tokens = pd.DataFrame({"token_id": scored.token_T, "token": [names[t] for t in scored.token_T.tolist()]})
+        found = attribute(scored.evidence, answers.frame(), tokens, routed=route or None)
+    return replace(found, notes=(*notes, *([NO_NULL] if found.calibration == "uncalibrated" else [])))
 
 
 def write_attribution(attribution: Attribution, out: Path) -> None:
@@ -98,50 +147,36 @@ def write_attribution(attribution: Attribution, out: Path) -> None:
     write_json(out / "attribution.json", attribution.to_dict())
 
 
-def _answers(
-    members: CastModels, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, seed: int, told: Told
-) -> tuple[pd.DataFrame, Rollouts]:  # fmt: skip
-    tokenizer = members.tokenizer
-    ids = tokenizer.encode_all([p.prompt for p in prompts])
-    given = [p.response for p in prompts]
-    if any(r is None for r in given):
-        model = members.loaded["student"].model
-        if not isinstance(model, Decoder):
-            raise BadInput(
-                "the student's architecture cannot be sampled here yet; sample it elsewhere and give --rollouts"
-            )
-        told(f"sampling {len(prompts)} answers of the student")
-        rows = []
-        for start in range(0, len(prompts), SAMPLING_ROWS):
-            generator = torch.Generator().manual_seed(seed_of(seed, "attribute", start))
-            sampled = sample(
-                model,
-                ids[start : start + SAMPLING_ROWS],
-                eos_id=tokenizer.eos_id,
-                pad_id=tokenizer.pad_id,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                generator=generator,
-            )
-            rows += sampled.responses()
-        texts = tokenizer.decode_all(rows)
-    else:
-        texts = [r or "" for r in given]
-        # Given texts end where they end: the end-of-sequence is added, as it was sampled unless the answer was cut.
-        rows = [[*a, tokenizer.eos_id] for a in tokenizer.encode_all(texts)]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if tokenizer.decode(row) != prompt.response:
-                raise BadInput(
-                    f"rollout '{prompt.id}': its text does not survive this tokenizer; was it sampled with another one?"
-                )
-    frame = pd.DataFrame(
-        {
-            "item_id": [p.id for p in prompts],
-            "sample": 0,
-            "domain": [p.domain for p in prompts],
-            "prompt": [p.prompt for p in prompts],
-            "response": texts,
-            "score": [float("nan") if p.score is None else p.score for p in prompts],
-        }
-    )
-    return frame, pack(ids, rows, tokenizer.pad_id)
+def _said(different: dict[str, str]) -> str:
+    names = " and ".join(different)
+    how = next(iter(different.values()))
+    return f"{names} and student have different tokenizers ({how})"
+
+
+def _check_sizes(members: CastModels) -> None:
+    size = members.models["student"].config.vocab_size
+    for name, model in members.models.items():
+        if model.config.vocab_size != size:
+            raise CheckpointError(f"{name} has {model.config.vocab_size} logits, student {size}; pad both alike")
+
+
+def _twins(members: CastModels) -> list[str]:
+    """Notes on teachers that are one model, or the base itself: no evidence can tell these apart."""
+    found, names = [], ["base", *members.teachers]
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            if not _same(members.loaded[one], members.loaded[other]):
+                continue
+            if one == "base":
+                found.append(f"{other} is a copy of the base: it has no shift of its own and can explain nothing")
+            else:
+                found.append(f"{one} and {other} are the same model: what one taught is given to both, as 'several'")
+    return found
+
+
+def _same(one: Loaded, other: Loaded) -> bool:
+    if one is other:
+        return True
+    a, b = (e.model.state_dict() if isinstance(e.model, Decoder) else e.model.model.state_dict() for e in (one, other))
+    # The smallest first: two models differ there already, and the large ones need not be read.
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in sorted(a, key=lambda n: a[n].numel()))

@@ -1,0 +1,107 @@
+"""`mopd_diag.attribute`: the Python face of `mopd-diag attribute`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mopd_diag.config import Cast, load_cast, parse
+from mopd_diag.diagnostics.attribution import Attribution
+from mopd_diag.errors import BadInput
+from mopd_diag.prompts import Prompt, check_prompts, read_prompts
+from mopd_diag.study.answers import Told
+from mopd_diag.study.cast import attribute_cast
+
+Lines = str | Path | Sequence[Mapping[str, Any]] | pd.DataFrame
+"""A JSON-lines file, mappings, or a data frame with columns of the same names."""
+
+
+def _warn(note: str) -> None:
+    warnings.warn(note, stacklevel=5)
+
+
+def attribute(
+    cast: Cast | str | Path | Mapping[str, Any],
+    *,
+    prompts: Lines | None = None,
+    rollouts: Lines | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    seed: int = 0,
+    top_k: int | None = None,
+    told: Told = lambda _: None,
+    warn: Told = _warn,
+) -> Attribution:
+    """Which teacher do a student's answers come from?
+
+    Args:
+        cast: a cast file, a `Cast`, or the file's tables as a mapping, where a path may stand for a member:
+            `{"base": path, "student": path, "teachers": {name: path or {"path": path, "domains": [...]}}, "controls": {...}}`.
+        prompts: id, prompt and optionally domain; the student samples the answers.
+        rollouts: the same with response: answers that are scored as they are. Exactly one of the two is given.
+        max_new_tokens, temperature, seed: of the sampled answers; temperature 0 is greedy.
+        top_k: reduce every distribution to the student's k likeliest tokens and a tail bucket, as a served teacher would give it.
+        told: hears what is going on. warn: hears what was left out or is to be kept in mind (default: `warnings.warn`).
+
+    Returns data frames of tokens, spans and answers (`docs/attribution.md`); `to_dict()` is the document of `--json`.
+
+    Raises BadInput or CheckpointError with one line when something cannot be used.
+
+    Example:
+        found = mopd_diag.attribute("cast.toml", prompts=[{"id": "1", "prompt": "2+2="}])
+        found.answers[["item_id", "label", "confidence"]]
+    """
+    if (prompts is None) == (rollouts is None):
+        raise BadInput(
+            "give either prompts (the student samples) or rollouts (answers as they are), not both and not neither"
+        )
+    if max_new_tokens < 1 or temperature < 0:
+        raise BadInput(
+            f"got max_new_tokens {max_new_tokens} and temperature {temperature}, expected at least 1 and at least 0"
+        )
+    if top_k is not None and top_k < 1:
+        raise BadInput(f"got top_k {top_k}, expected at least 1, or None for the whole vocabulary")
+    members = _cast(cast)
+    if rollouts is not None:
+        lines = _lines(rollouts, "rollouts", responses=True)
+    else:
+        lines = [
+            replace(p, response=None)
+            for p in _lines(prompts if prompts is not None else [], "prompts", responses=False)
+        ]
+    return attribute_cast(
+        members, lines, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, top_k=top_k, told=told, warn=warn
+    )  # fmt: skip
+
+
+def _cast(cast: Cast | str | Path | Mapping[str, Any]) -> Cast:
+    if isinstance(cast, Cast):
+        return cast
+    if isinstance(cast, str | Path):
+        return load_cast(Path(cast))
+    member = lambda m: {"path": m} if isinstance(m, str | Path) else m  # noqa: E731
+    table = {
+        role: member(value) if role in ("base", "student") or not isinstance(value, Mapping)
+        else {name: member(each) for name, each in value.items()}
+        for role, value in cast.items()
+    }  # fmt: skip
+    return parse(Cast, table, "cast")
+
+
+def _lines(lines: Lines, source: str, *, responses: bool) -> list[Prompt]:
+    if isinstance(lines, str | Path):
+        return read_prompts(Path(lines), responses=responses)
+    rows: Any = lines
+    if isinstance(lines, pd.DataFrame):
+        # A missing cell of a frame is NaN, whatever its column holds.
+        rows = [{str(k): None if _missing(v) else v for k, v in row.items()} for row in rows.to_dict("records")]
+    return check_prompts(rows, source, responses=responses)
+
+
+def _missing(cell: Any) -> bool:
+    return bool(pd.api.types.is_scalar(cell) and pd.isna(cell))
