@@ -83,6 +83,43 @@ def test_spaces_do_not_make_another_answer() -> None:
     assert classes(failures(spaced, ROUTE)) == classes(failures(CAST, ROUTE))
 
 
+PIVOTS = pd.DataFrame({"item_id": ["sum-1", "sum-2", "sum-3", "sum-5"], "domain": "sum", "sample": 0, "pivot": [2.0, 1.0, -1.0, 0.0],
+                       "conflict": ["teacher-code", "teacher-code", "", ""], "conflict_strength": [0.6, 0.5, 0.0, 0.0]})  # fmt: skip
+
+
+def test_a_fight_at_the_pivot_takes_from_lost_and_undetermined_only() -> None:
+    found = failures(CAST, ROUTE, pivots=PIVOTS).set_index("item_id")
+    assert found.loc["sum-2", ["failure", "teacher", "strength"]].to_list() == ["conflict", "teacher-code", 0.5]
+    assert found.loc["sum-1", "failure"] == "inherited", "the routed teacher itself gives that answer"
+    assert found["pivot"].to_dict() == pytest.approx(
+        {"sum-1": 2, "sum-2": 1, "sum-3": -1, "sum-4": float("nan"), "sum-5": 0, "sum-6": float("nan")}, nan_ok=True
+    )
+    unsolved = PIVOTS.assign(item_id=["sum-1", "sum-4", "sum-3", "sum-5"])
+    assert classes(failures(CAST, ROUTE, pivots=unsolved))["sum-4"] == "conflict"
+
+
+def test_findings_say_in_how_many_a_conflict_was_looked_for() -> None:
+    found = failures(CAST, ROUTE, pivots=PIVOTS)
+    finding = findings(found)[0]
+    assert finding.evidence["counts"]["conflict"] == 1
+    assert "conflict was looked for in 4 of them" in finding.evidence["note"]
+    assert finding.evidence["cases"]["conflict"][0]["pivot"] == 1
+    assert "pivot" not in finding.evidence["cases"]["pre-existing"][-1], "no pivot was sure or looked for"
+    assert "conflict" not in findings(failures(CAST, ROUTE))[0].evidence["counts"], "not looked for is not none"
+    json.dumps(finding.to_dict(), allow_nan=False)
+
+
+def test_one_item_with_many_failed_answers_decides_no_verdict() -> None:
+    """Estimate and verdict weigh items alike: five items are lost once each, one is inherited four times."""
+    cast = records(student=["7 7 7 7", *["7 ok ok ok"] * 3, "7 ok ok ok", "7 ok ok ok"], base=["ok ok ok ok"] * 6,
+                   teacher_math=["7 7 7 7", *["ok ok ok ok"] * 5])  # fmt: skip
+    finding = findings(failures(pd.concat([cast, cast.assign(item_id="more-" + cast["item_id"])]), ROUTE))[0]
+    assert finding.evidence["counts"]["inherited"] == 8
+    assert finding.verdict == "lost"
+    assert finding.estimate is not None
+    assert finding.estimate.value == pytest.approx(10 / 12)
+
+
 def test_findings_count_and_point_to_cases() -> None:
     found = {f.subject: f for f in findings(failures(CAST, ROUTE))}
     assert set(found) == {"student/sum", "student/overall"}

@@ -1,6 +1,6 @@
 """A failure, by teacher: where each failed answer of the student comes from, read off the answers of the whole cast.
 
-First version: it compares answers, and takes the attribution's word where there is one; it does not yet look for the pivot token.
+It compares answers, takes the attribution's word where there is one, and the pivot's where one was looked for (`mopd-diag explain`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from mopd_diag.errors import BadInput
 from mopd_diag.estimators.bootstrap import Bootstrap
 from mopd_diag.types import Estimate, Finding
 
-INHERITED, LEAKED, EXISTING, LOST, UNDETERMINED = "inherited", "leaked", "pre-existing", "lost", "undetermined"
-CLASSES = (INHERITED, LEAKED, EXISTING, LOST, UNDETERMINED)
+INHERITED, LEAKED, EXISTING, CONFLICT = "inherited", "leaked", "pre-existing", "conflict"
+LOST, UNDETERMINED = "lost", "undetermined"
+CLASSES = (INHERITED, LEAKED, EXISTING, CONFLICT, LOST, UNDETERMINED)
+"""In the order in which they are tried. `conflict` is only known where a pivot was looked for."""
 SOLVES = 0.5
 """Mean score over its samples from which on a model solves an item."""
 FEWEST = 5
@@ -28,7 +30,8 @@ KEY = ["domain", "item_id", "sample"]
 
 def failures(
     records: pd.DataFrame, routed: Mapping[str, str], *, student: str = "student", base: str = "base",
-    teachers: Sequence[str] | None = None, attributed: pd.DataFrame | None = None, normalise: Callable[[str], str] = str.strip,
+    teachers: Sequence[str] | None = None, attributed: pd.DataFrame | None = None, pivots: pd.DataFrame | None = None,
+    normalise: Callable[[str], str] = str.strip,
 ) -> pd.DataFrame:  # fmt: skip
     """Every failed answer of `student` (score below 1) with its class, one row each; the first class that fits:
 
@@ -36,10 +39,13 @@ def failures(
       solve. Where the base's most common answer is the same too, only when attribution names that teacher.
     - `leaked`: the same holds for another teacher, and attribution names that one.
     - `pre-existing`: it is the base's most common answer.
+    - `conflict`: at its pivot another teacher pulls against the routed one, and the student was moved there (`estimators.conflict`).
     - `lost`: the routed teacher solves the item.
     - `undetermined`: none of these; `reason` says what was seen.
 
-    `records` hold all models (the contract's columns); `routed`: domain -> teacher; `attributed`: `Attribution.answers` of the student.
+    `records` hold all models (the contract's columns); `routed`: domain -> teacher; `attributed`: `Attribution.answers` of the student;
+    `pivots`: KEY, pivot (position, -1 where none was sure), conflict (the other teacher or ""), conflict_strength, of the answers that
+    were looked at: the result then has these columns, `pivot` NaN for answers that were not.
     `same_<model>` is the share of that model's samples that give the student's answer after `normalise`; NaN when the model has none.
     """
     missing = {"model", "domain", "item_id", "sample", "response", "score"} - set(records.columns)
@@ -70,14 +76,22 @@ def failures(
     is_lost = of_routed[2] >= SOLVES
     leaker = np.select(list(leaks.values()), list(leaks), "") if leaks else np.full(len(failed), "")
 
-    tests = [by_routed, is_leak, is_base, is_lost]
-    strength = [of_routed[0], _choose(pd.Series(leaker), shares, blank[0]), shares[base], of_routed[2]]
+    looked = _looked_at(failed, pivots)
+    is_conflict = (looked["conflict"] != "").to_numpy()
+
+    tests = [by_routed, is_leak, is_base, is_conflict, is_lost]
+    strength = [
+        of_routed[0], _choose(pd.Series(leaker), shares, blank[0]), shares[base], looked["conflict_strength"].to_numpy(), of_routed[2],
+    ]  # fmt: skip
+    culprits = [route, leaker, "", looked["conflict"], route]
     found = failed[[c for c in (*KEY, "prompt", "response", "score") if c in failed.columns]].copy()
     found["failure"] = np.select(tests, list(CLASSES[:-1]), UNDETERMINED).astype(object)
-    found["teacher"] = np.select([by_routed, is_leak, ~is_base & is_lost], [route, leaker, route], "").astype(object)
+    found["teacher"] = np.select(tests, culprits, "").astype(object)
     found["strength"] = np.nan_to_num(np.select(tests, strength, 0.0))
     found["routed"], found["attributed"] = route, named
     found["reason"] = np.where(found["failure"] == UNDETERMINED, _reasons(of_routed[2], named), "").astype(object)
+    if pivots is not None:
+        found[list(looked.columns)] = looked
     if attributed is not None:
         shares_own = failed[KEY].merge(attributed[[*KEY, "share_own"]].drop_duplicates(KEY), on=KEY, how="left")[
             "share_own"
@@ -89,7 +103,8 @@ def failures(
 
 
 def findings(failed: pd.DataFrame, *, student: str = "student", level: float = 0.95, seed: int = 0) -> list[Finding]:
-    """One finding a domain with failures, and one overall: verdict is the commonest class, estimate its share of the failed answers.
+    """One finding a domain with failures, and one overall: verdict is the commonest class, estimate its share of the failed answers
+    (each failed item weighs the same).
 
     `evidence`: counts and shares (with intervals over items) of the classes, the clearest cases of each, and `agreement`: in how many
     of the failures each model's most common answer is the student's, rivals included: what coincidence alone gives.
@@ -100,14 +115,23 @@ def findings(failed: pd.DataFrame, *, student: str = "student", level: float = 0
     ]
 
 
+def classes_of(failed: pd.DataFrame) -> tuple[str, ...]:
+    """The classes that a table of failures could hold: without pivots, a conflict was not looked for."""
+    return CLASSES if "pivot" in failed.columns else tuple(c for c in CLASSES if c != CONFLICT)
+
+
 def _finding(failed: pd.DataFrame, domain: str, student: str, level: float, seed: int) -> Finding:
-    counts = {c: int((failed["failure"] == c).sum()) for c in CLASSES}
+    classes = classes_of(failed)
+    counts = {c: int((failed["failure"] == c).sum()) for c in classes}
     items = (
-        pd.DataFrame({c: failed["failure"] == c for c in CLASSES}).groupby([failed["domain"], failed["item_id"]]).mean()
+        pd.DataFrame({c: failed["failure"] == c for c in classes}).groupby([failed["domain"], failed["item_id"]]).mean()
     )
     drawn = Bootstrap.of(items.to_numpy(float), seed=seed, level=level)
-    shares = {c: drawn.column(i) for i, c in enumerate(CLASSES)}
-    most = max(CLASSES, key=lambda c: counts[c])
+    shares = {c: drawn.column(i) for i, c in enumerate(classes)}
+    weight = items.mean()
+    most = max(
+        classes, key=lambda c: weight[c]
+    )  # by items, as the estimate: one item with many failed answers decides nothing
     verdict, note = (
         most,
         f"{counts[most]} of {len(failed)} failed answers; in the estimate each of {len(items)} items weighs the same",
@@ -117,7 +141,9 @@ def _finding(failed: pd.DataFrame, domain: str, student: str, level: float, seed
     told = failed.assign(traced=failed["attributed"] != "").sort_values(
         ["traced", "strength"], ascending=False, kind="stable"
     )
-    cases = {c: _cases(told[told["failure"] == c]) for c in CLASSES if counts[c]}
+    if CONFLICT in classes:
+        note += f"; conflict was looked for in {int(failed['pivot'].notna().sum())} of them"
+    cases = {c: _cases(told[told["failure"] == c]) for c in classes if counts[c]}
     prefix = "common_"
     evidence: dict[str, Any] = {
         "counts": counts, "shares": {c: e.to_dict() for c, e in shares.items()}, "n_failed": len(failed), "n_items": len(items),
@@ -134,7 +160,7 @@ def _finding(failed: pd.DataFrame, domain: str, student: str, level: float, seed
         "failure",
         f"{student}/{domain}",
         verdict,
-        "notice" if verdict in (INHERITED, LEAKED, LOST) else "info",
+        "notice" if verdict in (INHERITED, LEAKED, CONFLICT, LOST) else "info",
         estimate,
         evidence,
     )
@@ -147,6 +173,7 @@ def _cases(told: pd.DataFrame) -> list[dict[str, Any]]:
             **{k: str(r[k]) for k in ("item_id", "teacher", "response")},
             "sample": int(r["sample"]),
             "strength": float(r["strength"]),
+            **({"pivot": int(r["pivot"])} if r.get("pivot", -1) >= 0 else {}),
         }
         for r in rows.to_dict("records")
     ]
@@ -197,6 +224,15 @@ def _named(failed: pd.DataFrame, attributed: pd.DataFrame | None) -> pd.Series:
         .fillna("")
         .astype(object)
     )
+
+
+def _looked_at(failed: pd.DataFrame, pivots: pd.DataFrame | None) -> pd.DataFrame:
+    """pivot, conflict and conflict_strength of each failed answer; NaN, "" and 0 where no pivot was looked for."""
+    columns = ["pivot", "conflict", "conflict_strength"]
+    if pivots is None or pivots.empty:
+        return pd.DataFrame({"pivot": np.nan, "conflict": "", "conflict_strength": 0.0}, index=failed.index)
+    found = failed[KEY].merge(pivots[[*KEY, *columns]].drop_duplicates(KEY), on=KEY, how="left")[columns]
+    return found.fillna({"conflict": "", "conflict_strength": 0.0}).set_axis(failed.index)
 
 
 def _reasons(score_of_routed: Any, named: pd.Series) -> Any:
