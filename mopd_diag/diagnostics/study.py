@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from mopd_diag.diagnostics import failures, provenance
+from mopd_diag.diagnostics import consistency, explained, failures, provenance
 from mopd_diag.diagnostics.accuracy import OVERALL, accuracy
 from mopd_diag.diagnostics.caps import CapsReport, caps
 from mopd_diag.diagnostics.interference import InterferenceReport, interference
 from mopd_diag.errors import RunDirectoryError
 from mopd_diag.runs.directory import RunDirectory
 from mopd_diag.types import Finding
+from mopd_diag.worlds.micro.knowledge import TAGS
 
 GATE = (0.25, 0.70)
 """Sampled accuracy of a base that RL can start from: below, groups rarely hold a right answer; above, little is left to gain."""
@@ -78,8 +79,15 @@ def _provenance(run: RunDirectory) -> list[Finding]:
     controls = [n for n in manifest["controls"] if n in run.trace_names()]
     drawn = [a[a["drawn"]] for a in (answers, *(run.attribution(c) for c in controls))]
     found = provenance.findings(drawn[0], drawn[1:])
-    failed = failures.failures(_records(run), manifest["route"], attributed=answers, teachers=list(_teachers(run)))
-    return found + failures.findings(failed)
+    failed = explained.failed_answers(run, explained.explanations(run))
+    return found + failures.findings(failed) + _consistency(run)
+
+
+def _consistency(run: RunDirectory) -> list[Finding]:
+    """Whether the student speaks with one voice, and where its wrong facts come from."""
+    world = run.manifest()["plan"].get("world", {}).get("name")
+    facts = [d for d in TAGS if d in set(run.records("student")["domain"])] if world == "micro" else []
+    return consistency.findings(consistency.Material.of(run), facts=facts)
 
 
 def _base_gate(records: pd.DataFrame) -> list[Finding]:

@@ -56,7 +56,8 @@ def _lines(view: View) -> Iterator[str]:
     for answer in view.answers:
         yield from (f"**{answer.question}** {plain(answer.sentence)}", "")
     for name, heading in (
-        ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"), ("provenance", "Which teacher"), ("caps", "Caps"),
+        ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"), ("provenance", "Which teacher"),
+        ("consistency", "One voice"), ("caps", "Caps"),
         ("transfer", "Transfer"), ("measures", "Forgetting and regret"), ("failures", "Failures by class"), ("checks", "Checks"),
         ("unknown", "What could not be told"),
     ):  # fmt: skip

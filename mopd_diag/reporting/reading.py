@@ -13,6 +13,8 @@ Evidence keys that are used (all optional; what is missing is left out of the pa
   `shares` (label -> share), `baseline_routed`, `baseline_likelihood` (share, or a name). MODEL other than `student`: the control.
   `excess` (control -> estimate as dict: how many times as much of its shift the control leaves unexplained); verdict `inherited`,
   `own`, `pre-existing`, `undetermined`, or `control`.
+- `attribution` with an id that begins with `consistency-`: `measure` (which question, `CONSISTENCY`); subject `MODEL/DOMAIN`,
+  `MODEL/overall` or `MODEL/DOMAIN~DOMAIN`.
 - `failure`, subject `MODEL/DOMAIN` or `MODEL/overall`: `shares` (class -> estimate as dict), `n_failed`, `cases` (class -> list of
   `item_id`, `sample`, `teacher`); or one case in `item_id`, `sample`, `pivot` (position).
 - any kind: `why` (or `reason`, `note`), a sentence in words.
@@ -32,6 +34,14 @@ STUDENT = "student"
 OPEN_VERDICTS = {"undetermined", "abstain", "abstained", "unknown", "inconclusive", "undefined"}
 HARM, HELP, SAME = "harm", "help", "none"
 MEASURES = ("forgetting", "regret", "backward_transfer")
+CONSISTENCY = {
+    "shared": "prompts of two domains that look alike",
+    "between": "a domain without a teacher",
+    "switch": "one answer, several teachers",
+    "rephrased": "one question, several wordings",
+    "hallucination": "wrong facts",
+}
+"""What is asked about a student of several teachers, by `measure`."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ class Reading:
     failures: dict[str, Finding] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
     unknown: list[Finding] = field(default_factory=list)
+    consistency: list[Finding] = field(default_factory=list)
 
     @classmethod
     def of(cls, findings: Iterable[Finding], domains: Iterable[str] = ()) -> Reading:
@@ -148,6 +159,8 @@ class Reading:
         about_domain = domain == OVERALL or not domains or domain in domains
         if f.kind == "cap" and about_domain:
             self.caps.setdefault(model, {})[domain] = _cap(f, value)
+        elif f.kind == "attribution" and f.id.startswith("consistency-"):
+            self.consistency.append(f)
         elif f.kind == "attribution" and about_domain:
             self.provenance.setdefault(model, {})[domain] = _provenance(f, value)
         elif f.kind == "interference" and {"trained_on", "evaluated_on"} <= f.evidence.keys():

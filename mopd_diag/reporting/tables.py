@@ -12,6 +12,7 @@ from mopd_diag.reporting import text
 from mopd_diag.reporting.look import Cast
 from mopd_diag.reporting.paths import line_of, model_share, parents_of, path_cost
 from mopd_diag.reporting.reading import (
+    CONSISTENCY,
     MEASURES,
     OVERALL,
     STUDENT,
@@ -19,7 +20,9 @@ from mopd_diag.reporting.reading import (
     Provenance,
     Reading,
     as_estimate,
+    is_open,
     reason_of,
+    split_subject,
     words_of,
 )
 from mopd_diag.types import Estimate, Finding
@@ -138,6 +141,20 @@ def _baseline(value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return text.percent(float(value))
     return "–" if value is None else str(value)
+
+
+def consistency_table(reading: Reading) -> Table:
+    """Whether the student speaks with one voice: every question that was asked, what is surest first."""
+    order = {v: i for i, v in enumerate(("conflict", "inconsistent", "inherited", "mixed"))}
+    told = sorted(reading.consistency, key=lambda f: (is_open(f), order.get(f.verdict, len(order))))
+    rows = []
+    for f in told:
+        where = split_subject(f.subject)[1].replace("~", " and ")
+        asked = CONSISTENCY.get(str(f.evidence.get("measure")), "–")
+        rows.append([_domain(where), asked, text.estimate(f.estimate), f.verdict, words_of(f)])
+    columns = ["where", "question", "estimate", "verdict", "in words"]
+    caption = "Does the student speak with one voice? Each beside the base and models without teachers"
+    return Table(caption, columns, rows, frozenset({"question", "verdict", "in words"}), finds=[f.id for f in told])
 
 
 def failures_table(reading: Reading) -> Table:

@@ -88,9 +88,10 @@ def attribution_table(document: Mapping[str, Any]) -> Group:
         )
     calibrated = {
         "uncalibrated": "confidence is not calibrated: no control was scored beside the teachers (add [controls.NAME] to the cast)",
-        "decoys": "confidence is one minus the expected share of false accusations, by competition with the controls",
+        "calibrated": "confidence is a probability, learned from casts of known provenance with the decoys as the null",
     }
-    how = f"{document['vocabulary']} vocabulary; {calibrated[document['calibration']]}"
+    seen = document["evidence"] if document["vocabulary"] == "none" else f"{document['vocabulary']} vocabulary"
+    how = f"{seen}; {calibrated[document['calibration']]}"
     left = len(document["items"]) - 20
     more = f"… and {left} more in the JSON and the traces" if left > 0 else ""
     return Group(classes, Text(""), items, *([Text(more)] if more else []), Text(how, style="dim"))

@@ -55,8 +55,11 @@ class View:
         return [CostPoint(m, path_cost(self.ledger, m).counts["flops"], self.accuracy[m][OVERALL]) for m in told]
 
 
-def view_of(run: RunDirectory) -> View:
-    """Read a run directory. Only the manifest is required; each other part that is missing becomes a sentence."""
+def view_of(run: RunDirectory, *, tokens: bool = True) -> View:
+    """Read a run directory. Only the manifest is required; each other part that is missing becomes a sentence.
+
+    Without `tokens` the trace is not read and no failure is shown token by token.
+    """
     missing: list[str] = []
 
     def part(read: Callable[[], T], instead: T, lost: str) -> T:
@@ -75,7 +78,7 @@ def view_of(run: RunDirectory) -> View:
     reading = Reading.of(found, cast.domains)
     accuracy = part(lambda: accuracy_of(records), {}, "No accuracies") if len(records) else {}
     critical, seconds = critical_path(ledger, STUDENT) if len(ledger) else ([], 0.0)
-    shown = _failures(run, records, cast, reading, missing)
+    shown = _failures(run, records, cast, reading, missing) if tokens else []
     return View(
         title=str(_plan(manifest).get("name") or run.path.name),
         summary=str(_plan(manifest).get("summary") or ""),
@@ -183,6 +186,7 @@ def _tables(
     made = {
         "accuracy": tables.accuracy_table(accuracy, cast),
         "provenance": tables.provenance_table(reading, cast),
+        "consistency": tables.consistency_table(reading),
         "caps": tables.caps_table(reading),
         "transfer": tables.transfer_table(reading),
         "rivals": tables.rivals_table(accuracy, ledger, reading, cast),

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mopd_diag.reporting import text
 from mopd_diag.reporting.look import Cast
-from mopd_diag.reporting.reading import HARM, HELP, OVERALL, SAME, STUDENT, Cap, Cell, Measure, Provenance, Reading
-from mopd_diag.types import Estimate
+from mopd_diag.reporting.reading import (
+    HARM,
+    HELP,
+    OVERALL,
+    SAME,
+    STUDENT,
+    Cap,
+    Cell,
+    Measure,
+    Provenance,
+    Reading,
+    split_subject,
+)
+from mopd_diag.types import Estimate, Finding
 
 QUESTIONS = {
     "provenance": "Which teacher does the behaviour come from?",
@@ -55,8 +68,10 @@ def provenance_answer(reading: Reading, cast: Cast) -> Answer:
         )
     figure, said = _attributed(table)
     sentence = f"{said} of the student's answers are attributed to the teacher of their domain."
+    detail, caveat = _control(reading)
+    detail = f"{_voices(reading)} {detail}".strip()
     return Answer(
-        "provenance", figure, "of the student's answers go to their domain's teacher", sentence, *_control(reading)
+        "provenance", figure, "of the student's answers go to their domain's teacher", sentence, detail, caveat
     )
 
 
@@ -117,6 +132,35 @@ def _beyond(table: dict[str, Provenance]) -> str:
     """On which domains the verdict is more than likeness."""
     taught = [d for d, p in table.items() if d != OVERALL and p.finding.verdict == "inherited"]
     return f"Teaching is told from likeness on {text.listed(taught, none='no single domain')}."
+
+
+def _voices(reading: Reading) -> str:
+    """Whether the student speaks with one voice, and which teachers fight where; empty when nobody asked."""
+    if not reading.consistency:
+        return ""
+    fights = [f for f in reading.consistency if f.verdict == "conflict"]
+    if fights:
+        said = [f"{_fighting(f)} {_place(f)}" for f in fights[:3]]
+        more = f", and {len(fights) - 3} more" if len(fights) > 3 else ""
+        return f"Teachers fight in the student: {text.listed(said)}{more}."
+    settled = sum(f.verdict == "consistent" for f in reading.consistency)
+    whole = len(reading.consistency)
+    return f"No fight between teachers was found: {settled} of {text.plural(whole, 'question')} about one voice settled as consistent."
+
+
+def _fighting(f: Finding) -> str:
+    named, pairs = f.evidence.get("teachers"), f.evidence.get("pairs")
+    pair = next(iter(pairs), "") if isinstance(pairs, Mapping | list) and pairs else ""
+    names = named if isinstance(named, list) and named else str(pair).split(" | ") if pair else ["several teachers"]
+    return text.listed([str(n).removeprefix("teacher:").removeprefix("teacher-") for n in names])
+
+
+def _place(f: Finding) -> str:
+    """Where two teachers fight, in words: `within answers of stack`."""
+    domain = split_subject(f.subject)[1]
+    where = text.listed(domain.split("~")) if domain != OVERALL else "all domains"
+    what = {"shared": "on like prompts of", "switch": "within answers of", "rephrased": "between wordings of"}
+    return f"{what.get(str(f.evidence.get('measure')), 'on')} {where}"
 
 
 # -- caps -----------------------------------------------------------------------------------------------------------------
