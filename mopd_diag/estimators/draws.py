@@ -24,6 +24,7 @@ Bounds = tuple[float, float] | None
 """Lowest and highest possible score; None when scores have no bounds (then no unseen item is added)."""
 
 CHUNK = 4_000_000  # weights held at once: 32 MB
+FEW_ROWS = 1_000  # distinct rows up to which their counts are drawn at once; a binomial draw costs several integers
 INDEPENDENT = 10  # items' worth of belief that columns differ on the unseen item
 SEED_LEVEL = 0x5EED  # keeps the draws of the training-seed level apart from those of the items
 
@@ -39,6 +40,17 @@ def cluster_sums(columns_IV: Floats, clusters: Clusters) -> tuple[Floats, Floats
     return sums, np.bincount(index, minlength=len(names)).astype(float)
 
 
+def distinct_rows(table_CV: Floats) -> tuple[Floats, Counts]:
+    """What `np.unique(axis=0, return_counts=True)` gives, in the same order, by ranking one column after the other."""
+    code_C = np.zeros(len(table_CV), dtype=np.int64)
+    for column_C in table_CV.T:
+        values, rank_C = np.unique(column_C, return_inverse=True)
+        if len(values) > 1:
+            code_C = np.unique(code_C * len(values) + rank_C, return_inverse=True)[1]
+    _, first_K, counts_K = np.unique(code_C, return_index=True, return_counts=True)
+    return table_CV[first_K], counts_K
+
+
 def draw_means(
     sums_CV: Floats,
     sizes_C: Floats,
@@ -49,7 +61,7 @@ def draw_means(
     unseen_weight: float,
 ) -> Floats:
     """R × V means, each Σ weight·sum / Σ weight·size over the clusters, in chunks of bounded memory."""
-    rows_KV, counts_K = np.unique(np.column_stack([sums_CV, sizes_C]), axis=0, return_counts=True)
+    rows_KV, counts_K = distinct_rows(np.column_stack([sums_CV, sizes_C]))
     items, unseen = np.random.default_rng(seed).spawn(2)
     n_clusters, n_columns = len(sums_CV), sums_CV.shape[1]
     totals_RV = np.empty((replicates, n_columns + 1))
@@ -83,11 +95,14 @@ def _correlation(covariance: Floats) -> Floats:
 
 
 def _weights(rng: np.random.Generator, counts_K: Counts, shape: tuple[int, int], method: Method, n: int) -> Floats:
-    if method == "percentile" and counts_K.max() > 1:
+    distinct = len(counts_K)
+    if method == "percentile" and counts_K.max() > 1 and (distinct <= FEW_ROWS or 8 * distinct < n):
         return rng.multinomial(n, counts_K / n, size=shape[0]).astype(float)
-    if method == "percentile":  # the same counts, faster where all rows differ
-        drawn = rng.integers(0, n, shape) + n * np.arange(shape[0])[:, None]
-        return np.bincount(drawn.ravel(), minlength=shape[0] * n).reshape(shape).astype(float)
+    if method == "percentile":  # the same counts, faster where most rows differ
+        drawn = rng.integers(0, n, (shape[0], n))
+        drawn = drawn if distinct == n else np.repeat(np.arange(distinct), counts_K)[drawn]
+        drawn += distinct * np.arange(shape[0])[:, None]
+        return np.bincount(drawn.ravel(), minlength=shape[0] * distinct).reshape(shape).astype(float)
     if counts_K.max() == 1:
         return rng.standard_exponential(shape)  # what gamma(1) is, faster
     return rng.standard_gamma(counts_K.astype(float), size=shape)

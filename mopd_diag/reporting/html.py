@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -35,13 +36,22 @@ CAPTIONS = {
 
 def render_html(view: View) -> str:
     """The whole page."""
-    style = _style()
-    script = (TEMPLATES / "report.js").read_text()
+    return page(
+        "report.html.j2", view=view, cast=view.cast, charts=_charts(view), legend=_legend(view), labels=LABELS, captions=CAPTIONS,
+        key=lambda label: LIGHT.key(view.cast, label),
+    )  # fmt: skip
+
+
+def page(template: str, *, styles: Sequence[str] = (), scripts: Sequence[str] = (), **context: object) -> str:
+    """A self-contained page from a template, under the policy that only its own style and script may act.
+
+    The files `styles` and `scripts` of the templates follow those of every page.
+    """
+    style = _themes() + "".join((TEMPLATES / name).read_text() for name in ("report.css", *styles))
+    script = "".join((TEMPLATES / name).read_text() for name in ("report.js", *scripts))
     policy = f"default-src 'none'; style-src '{_pin(style)}'; script-src '{_pin(script)}'; base-uri 'none'; form-action 'none'"
-    template = environment().get_template("report.html.j2")
-    return template.render(
-        view=view, cast=view.cast, charts=_charts(view), policy=policy, style=Markup(style), script=Markup(script),
-        key=lambda label: LIGHT.key(view.cast, label), legend=_legend(view), labels=LABELS, captions=CAPTIONS,
+    return environment().get_template(template).render(
+        **context, policy=policy, style=Markup(style), script=Markup(script)
     )  # fmt: skip
 
 
@@ -81,12 +91,11 @@ def _pin(source: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
-def _style() -> str:
+def _themes() -> str:
     light, dark = stylesheet_variables(LIGHT), stylesheet_variables(DARK)
-    themes = (
+    return (
         f":root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n{stylesheet_classes()}\n"
     )
-    return themes + (TEMPLATES / "report.css").read_text()
 
 
 def _legend(view: View) -> list[tuple[str, str, str]]:

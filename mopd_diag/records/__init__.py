@@ -1,0 +1,1 @@
+"""Evaluation records from anywhere, as one frame: one row a scored answer."""
