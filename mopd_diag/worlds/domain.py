@@ -6,12 +6,13 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 from mopd_diag.types import Item
 
 Split = Literal["train", "eval"]
-Family = Literal["math", "code", "agent", "knowledge"]
+Family = str
+"""Domains of one family share a teacher. The micro world's: math, code, agent, knowledge."""
 
 EVAL_SHARE = 5  # one prompt in five is held out for evaluation
 
@@ -27,10 +28,10 @@ def split_of(domain: str, prompt: str) -> Split:
 class Domain(ABC):
     """One procedural domain. Stateless: every draw takes its generator, so equal seeds give equal items."""
 
-    name: ClassVar[str]
-    family: ClassVar[Family]
-    summary: ClassVar[str]
-    max_new_tokens: ClassVar[int]
+    name: str
+    family: Family
+    summary: str
+    max_new_tokens: int
     """Upper bound on the tokens of one whole answer: the model's, the world's replies and the end-of-sequence."""
 
     @abstractmethod
@@ -47,6 +48,10 @@ class Domain(ABC):
     def score(self, prompt: str, target: str, response: str) -> float:
         """1.0 when the whole response (the world's replies included) is right, else 0.0."""
         return float(response == target)
+
+    def reward(self, prompt: str, target: str, response: str) -> float:
+        """What training may reward instead of the score: partial credit, or the form of an answer. The score itself by default."""
+        return self.score(prompt, target, response)
 
     def reply(self, prompt: str, target: str, transcript: str) -> str | None:
         """The world's answer to a transcript that has just ended in `TURN`.

@@ -7,13 +7,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
+from mopd_diag.config import WorldConfig
 from mopd_diag.errors import BadInput, nearest
 from mopd_diag.types import Item
 from mopd_diag.worlds.domain import Domain, Family
+from mopd_diag.worlds.form import Form
+from mopd_diag.worlds.gym import gym_domains
+from mopd_diag.worlds.jsonl import jsonl_domains
 from mopd_diag.worlds.micro import DOMAINS as MICRO
+from mopd_diag.worlds.micro.planted import PLANTED
 
-WORLDS: dict[str, dict[str, Domain]] = {"micro": MICRO}
+BUILT_IN: dict[str, dict[str, Domain]] = {"micro": MICRO, "planted": {**PLANTED}}
+WORLDS = ("micro", "planted", "jsonl", "gym")
 
 Seed = tuple[int | str, ...]
 
@@ -67,6 +75,10 @@ class World:
         """1.0 when the whole response (the world's replies included) is right, else 0.0."""
         return self.domain(item.domain).score(item.prompt, item.target, response)
 
+    def reward(self, item: Item, response: str) -> float:
+        """What training may reward: the score, or a domain's shaped reward; `score` stays what is reported."""
+        return self.domain(item.domain).reward(item.prompt, item.target, response)
+
     def reply(self, item: Item, transcript: str) -> str | None:
         """What the world says after a transcript that ends in `TURN`; None where it has nothing to say."""
         return self.domain(item.domain).reply(item.prompt, item.target, transcript)
@@ -85,21 +97,59 @@ class World:
         return Counter({name: base + (name in favoured) for name in names})
 
 
-def load_world(name: str, domains: Sequence[str] | None = None) -> World:
+def load_world(
+    name: str,
+    domains: Sequence[str] | None = None,
+    *,
+    path: str | Path | None = None,
+    verifier: str | None = None,
+    template: str = "plain",
+    tags: bool = False,
+    max_new_tokens: int | None = None,
+) -> World:
     """The world called `name`, with all its domains or with those named; their order is the world's own.
+
+    `jsonl` needs `path`, a file of prompts. The options after it belong to the worlds of questions; see docs/worlds.md.
 
     >>> list(load_world("micro", ["stack", "addition"]).domains)
     ['addition', 'stack']
     """
-    if name not in WORLDS:
+    if domains is not None and not domains:
+        raise BadInput(f"world '{name}' was asked for with an empty list of domains; name at least one, or none at all")
+    if name == "gym":
+        return World(name, {**gym_domains(domains, Form(template, tags), max_new_tokens)})
+    if name == "jsonl" and path is None:
+        raise BadInput("the jsonl world needs a file of prompts: `--world jsonl:PATH`, or `path` in [world]")
+    if name == "jsonl":
+        world = World(name, {**jsonl_domains(Path(path or ""), verifier, Form(template, tags), max_new_tokens)})
+    elif name in BUILT_IN:
+        world = World(name, dict(BUILT_IN[name]))
+    else:
         raise BadInput(f"no world is called '{name}'; {nearest(name, WORLDS)}")
-    world = World(name, dict(WORLDS[name]))
     if domains is None:
         return world
-    if not domains:
-        raise BadInput(f"world '{name}' was asked for with an empty list of domains; valid: {', '.join(world.domains)}")
     wanted = {world.domain(each).name for each in domains}
     return World(name, {each: domain for each, domain in world.domains.items() if each in wanted})
+
+
+def world_of(config: WorldConfig) -> World:
+    """The world of a plan's [world] table."""
+    return load_world(
+        config.name, config.domains or None, path=config.path, verifier=config.verifier, template=config.template,
+        tags=config.tags, max_new_tokens=config.max_new_tokens,
+    )  # fmt: skip
+
+
+def world_table(spec: str) -> dict[str, Any]:
+    """The [world] table that `--world` stands for.
+
+    >>> world_table("micro:stack,addition"), world_table("jsonl:my/prompts.jsonl")
+    ({'name': 'micro', 'domains': ['stack', 'addition']}, {'name': 'jsonl', 'path': 'my/prompts.jsonl'})
+    """
+    name, _, rest = spec.partition(":")
+    if name == "jsonl":
+        return {"name": name, **({"path": rest} if rest else {})}
+    return {"name": name, "domains": [d for d in rest.split(",") if d]}
 
 
 def _generator(seed: Seed, purpose: str) -> random.Random:
