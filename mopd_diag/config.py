@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -13,9 +15,12 @@ from mopd_diag.errors import BadInput, nearest
 from mopd_diag.stages import (
     AnyStage,
     Count,
+    Counted,
     DPOStage,
     GRPOStage,
+    Match,
     MergeStage,
+    ModelConfig,
     MOPDStage,
     Name,
     PlantStage,
@@ -37,11 +42,13 @@ __all__ = [
     "Budget",
     "Cast",
     "Count",
+    "Counted",
     "DPOStage",
     "DiagnosisConfig",
     "EvaluationConfig",
     "GRPOStage",
     "MOPDStage",
+    "Match",
     "Member",
     "MergeStage",
     "ModelConfig",
@@ -73,26 +80,26 @@ class WorldConfig(Strict):
 
     name: str = "micro"
     domains: tuple[str, ...] = ()
-
-
-class ModelConfig(Strict):
-    """Sizes of the micro model. Head widths of 32 and more are what vLLM's CPU attention accepts."""
-
-    architecture: Literal["llama", "qwen3"] = "llama"
-    hidden: Count = 64
-    layers: Count = 2
-    heads: Count = 4
-    key_value_heads: Count = 4
-    head_width: Count = 32
-    feed_forward: Count = 168
-    init_std: Rate = 0.08
+    path: Path | None = None
+    """jsonl: the file of prompts."""
+    verifier: str | None = None
+    """jsonl: who judges lines that name no verifier; a verifier's name or `package.module:function`."""
+    template: str = "plain"
+    """jsonl, gym: how a question is shown; a chat template's name or a text with `{prompt}`."""
+    tags: bool = False
+    """jsonl, gym: ask for the answer between <answer> tags, and judge only what stands there."""
+    max_new_tokens: Count | None = None
+    """jsonl, gym: upper bound on an answer's tokens; None is each domain's own."""
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> ModelConfig:
-        if self.heads % self.key_value_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of key_value_heads {self.key_value_heads}")
-        if self.head_width % 2:
-            raise ValueError(f"head_width {self.head_width} is odd; rotary positions need pairs")
+    def _keys_belong_to_the_world(self) -> WorldConfig:
+        if self.name == "jsonl" and self.path is None:
+            raise ValueError("the jsonl world needs `path`, a file of prompts (`--world jsonl:PATH`)")
+        of_jsonl, of_questions = {"path", "verifier"}, {"template", "tags", "max_new_tokens"}
+        foreign = {"jsonl": set(), "gym": of_jsonl}.get(self.name, of_jsonl | of_questions) & self.model_fields_set
+        wrong = sorted(key for key in foreign if getattr(self, key) != type(self).model_fields[key].default)
+        if wrong:
+            raise ValueError(f"`{wrong[0]}` means nothing in world '{self.name}'; leave it out")
         return self
 
 
@@ -135,11 +142,17 @@ class Plan(Strict):
 
 
 class Member(Strict):
-    """One model of a cast: a local checkpoint (a server's `url` and `model` are accepted for later engines)."""
+    """One model of a cast: a local checkpoint, or a `model` behind an OpenAI-compatible server (`docs/served.md`).
+
+    `key_env` names the environment variable that holds the server's key: a key itself never stands in a file.
+    """
 
     path: Path | None = None
     url: str | None = None
     model: str | None = None
+    key_env: str | None = None
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    timeout_s: float = Field(default=120.0, gt=0)
     domains: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -148,7 +161,26 @@ class Member(Strict):
             raise ValueError(
                 "give either `path` (a checkpoint directory) or `url` (a server), not both and not neither"
             )
+        servers = {"model", "key_env", "concurrency", "timeout_s"} & self.model_fields_set
+        if self.path is not None and servers:
+            raise ValueError(f"`{min(servers)}` belongs to a server's `url`, not to a `path`")
+        if self.url is not None:
+            self._check_server(self.url)
         return self
+
+    def _check_server(self, url: str) -> None:
+        # No message repeats the values: each of them may hold a key by mistake.
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError("`url` is an http or https address, such as http://127.0.0.1:8000/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError(
+                "`url` holds a user, a password or a query; name the variable that holds a key as `key_env`"
+            )
+        if not self.model:
+            raise ValueError("a server's `url` needs `model`, the name under which it serves the model")
+        if self.key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_env):
+            raise ValueError("`key_env` is the name of an environment variable, not a key")
 
 
 class Cast(Strict):

@@ -21,6 +21,53 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ModelConfig(Strict):
+    """Sizes of the micro model. Head widths of 32 and more are what vLLM's CPU attention accepts."""
+
+    architecture: Literal["llama", "qwen3"] = "llama"
+    hidden: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    key_value_heads: Count = 4
+    head_width: Count = 32
+    feed_forward: Count = 168
+    init_std: Rate = 0.08
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> ModelConfig:
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of key_value_heads {self.key_value_heads}")
+        if self.head_width % 2:
+            raise ValueError(f"head_width {self.head_width} is odd; rotary positions need pairs")
+        return self
+
+    def shrunk(self, factor: float | None) -> ModelConfig:
+        """The same shape with narrower hidden and feed-forward layers, to a multiple of four."""
+        narrow = lambda width: max(4, int(width * (factor or 1.0)) // 4 * 4)  # noqa: E731
+        widths = {"hidden": narrow(self.hidden), "feed_forward": narrow(self.feed_forward)}
+        return self if factor is None else self.model_copy(update=widths)
+
+
+Counted = Literal["rollouts", "tokens_sampled", "tokens_trained", "flops", "seconds"]
+"""What the ledger counts and paths can be matched on."""
+
+
+class Match(Strict):
+    """Train until as much is counted as another model cost, instead of for a number of steps.
+
+    The counts are the ledger's, read while the stage trains; its `steps` then only say how far apart its neighbours' shares are.
+    """
+
+    to: Name
+    """The model to be matched. It is trained first."""
+    on: Counted = "flops"
+    scope: Literal["path", "stage"] = "path"
+    """`path`: all that a model descends from, cold starts left out; what both paths share counts in both. `stage`: the other
+    model's own stage against this path's own stages."""
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Part of what this path has of its own that this stage may use; None is all that is left when it begins."""
+
+
 class StageBase(Strict):
     """What all stages share: the model a stage makes bears the stage's name."""
 
@@ -33,6 +80,9 @@ class StageBase(Strict):
     """What this stage's budget was matched to, in words for the ledger."""
     matched_on: str = ""
     """The counted thing that was matched: rollouts, sequences, …"""
+    match: Match | None = None
+    note: str = ""
+    """One line that a reader should know before the stage runs; printed when a run begins."""
 
     @property
     def teachers_used(self) -> tuple[str, ...]:
@@ -49,6 +99,11 @@ class StageBase(Strict):
         own = (self.start,) if self.start else ()
         return tuple(dict.fromkeys((*own, *self.models_used)))
 
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Parents, and the model whose cost must be known before."""
+        return _distinct(*self.parents, self.match.to if self.match else None)
+
 
 class SFTStage(StageBase):
     """Supervised fine-tuning on the domains' imperfect demonstrations."""
@@ -63,6 +118,14 @@ class SFTStage(StageBase):
     """Extend the training, up to `extensions` times a fifth, until each domain's sampled accuracy has reached the low
     end; what ends above the high end is reported, not undone."""
     extensions: int = Field(default=4, ge=0)
+    shrink: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The fresh model is narrower than the plan's by this factor. Only without `start`."""
+
+    @model_validator(mode="after")
+    def _sizes_are_of_a_fresh_model(self) -> SFTStage:
+        if self.shrink is not None and self.start is not None:
+            raise ValueError(f"`shrink` sizes a fresh model, but this one starts from '{self.start}'; leave one out")
+        return self
 
 
 class GRPOStage(StageBase):

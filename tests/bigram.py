@@ -141,7 +141,7 @@ def chain(name: str) -> Decoder:
 
 
 def write_planted_run(path: Path) -> RunDirectory:
-    """A run directory with planted models, evaluated and traced by the real jobs. `WORLDS["planted"]` must be `DOMAINS`."""
+    """A run directory with planted models, evaluated and traced by the real jobs. `BUILT_IN["planted"]` must be `DOMAINS`."""
     study = resolve(parse(Plan, tomllib.loads(TOML), "planted"))
     run = claim(path, study, study.identity())
     for stage in study.stages:

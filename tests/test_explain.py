@@ -26,7 +26,7 @@ from mopd_diag.runs.directory import RunDirectory
 from mopd_diag.study.explain import explain_all
 from mopd_diag.study.prefixes import Continuer, Prefix
 from mopd_diag.types import Item
-from mopd_diag.worlds.world import WORLDS, World
+from mopd_diag.worlds.world import BUILT_IN, World
 
 WORLD = World("planted", DOMAINS)
 N = 256
@@ -35,7 +35,7 @@ N = 256
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDirectory]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(WORLDS, "planted", DOMAINS)
+        patch.setitem(BUILT_IN, "planted", DOMAINS)
         yield write_planted_run(tmp_path_factory.mktemp("planted") / "run")
 
 

@@ -7,9 +7,19 @@ teachers, and the average of the teachers' parameters.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from mopd_diag.config import Budget, GRPOStage, MergeStage, MOPDStage, SeqKDStage, SFTStage, Stage
+from mopd_diag.config import Budget, GRPOStage, MergeStage, MOPDStage, SeqKDStage, Stage
+from mopd_diag.recipes.parts import (
+    ANSWERS,
+    DISTILL,
+    GROUP,
+    GROUPS,
+    by_family,
+    cold_start,
+    rollouts_of_the_path,
+    routed,
+    slug,
+    specialists,
+)
 from mopd_diag.worlds.world import World
 
 SUMMARY = (
@@ -17,64 +27,27 @@ SUMMARY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Training steps a domain, and prompts a step, at one budget."""
-
-    sft: int
-    teacher: int
-    student: int
-    prompts: int
-
-
-SIZES: dict[Budget, Size] = {
-    "smoke": Size(sft=200, teacher=60, student=30, prompts=128),
-    "small": Size(sft=250, teacher=250, student=75, prompts=128),
-    "full": Size(sft=500, teacher=500, student=150, prompts=128),
-}
-GROUPS, GROUP = 32, 8  # prompts and answers a prompt of a GRPO step
-
-
 def stages(world: World, budget: Budget) -> tuple[Stage, ...]:
-    """The stages of this recipe on a world: as many teachers as it has families."""
-    size, everything = SIZES[budget], tuple(world.domains)
-    families = {family: tuple(names) for family, names in world.families().items()}
-    route = {domain: f"teacher-{family}" for family, names in families.items() for domain in names}
-
-    sft = size.sft * len(everything)
-    # The gate stops training that has not reached RL's reach; a smoke run is too short to ask for it.
-    gate = None if budget == "smoke" else (0.25, 0.70)
-    base = SFTStage(name="base", domains=everything, steps=sft, decay=sft // 5, warmup=min(50, sft // 10), gate=gate)
-
-    teachers = [
-        GRPOStage(
-            name=f"teacher-{family}",
-            start="base",
-            domains=names,
-            steps=size.teacher * len(names),
-            prompts=GROUPS,
-            group=GROUP,
-        )
-        for family, names in families.items()
-    ]
+    """The stages of this recipe on a world: as many teachers as it has families. With one family there is nothing to average."""
+    everything = tuple(world.domains)
+    families = by_family(world)
+    route = routed(families)
+    base = cold_start(world, budget)
+    teachers = specialists(families, budget)
     student = MOPDStage(
-        name="student",
-        start="base",
-        domains=everything,
-        teachers=route,
-        steps=size.student * len(everything),
-        prompts=size.prompts,
-    )
+        name="student", start="base", domains=everything, teachers=route, steps=DISTILL[budget] * len(everything),
+        prompts=ANSWERS, note="" if len(teachers) > 1 else "one family of domains: one teacher, and no average",
+    )  # fmt: skip
 
-    rollouts = sum(t.steps for t in teachers) * GROUPS * GROUP + student.steps * student.prompts
     path = "all teachers and the student together"
     mixed = GRPOStage(
-        name="rival-mixed-rl", start="base", domains=everything, steps=rollouts // (GROUPS * GROUP), prompts=GROUPS,
-        group=GROUP, matched_to=path, matched_on="rollouts",
+        name="rival-mixed-rl", start="base", domains=everything,
+        steps=rollouts_of_the_path(world, budget) // (GROUPS * GROUP), prompts=GROUPS, group=GROUP, matched_to=path,
+        matched_on="rollouts",
     )  # fmt: skip
     phases: list[GRPOStage] = []
     for number, domain in enumerate(everything, 1):
-        name = "rival-sequential-rl" if domain == everything[-1] else f"rival-sequential-rl.{number}-{domain}"
+        name = "rival-sequential-rl" if domain == everything[-1] else f"rival-sequential-rl.{number}-{slug(domain)}"
         phase = GRPOStage(
             name=name, start=phases[-1].name if phases else "base", domains=(domain,), steps=mixed.steps // len(everything),
             prompts=GROUPS, group=GROUP, matched_to=path, matched_on="rollouts",
@@ -84,6 +57,8 @@ def stages(world: World, budget: Budget) -> tuple[Stage, ...]:
         name="rival-seqkd", start="base", domains=everything, teachers=route, steps=student.steps, batch=student.prompts,
         decay=student.steps // 5, matched_to="the student (both use the same teachers)", matched_on="sequences trained",
     )  # fmt: skip
+    if len(teachers) < 2:
+        return (base, *teachers, student, mixed, *phases, seqkd)
     average = MergeStage(
         name="rival-average", models=tuple(t.name for t in teachers),
         matched_to="the teachers (nothing is trained after them)", matched_on="rollouts",

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mopd_diag.config import Cast, MOPDStage, SeqKDStage, load_cast, read_toml
-from mopd_diag.errors import BadInput, CheckpointError
+from mopd_diag.errors import BadInput, CheckpointError, MopdDiagError
 from mopd_diag.estimators.bootstrap import Bootstrap
 from mopd_diag.prompts import Prompt, read_prompts
 from mopd_diag.seeds import seed_of
+from mopd_diag.study.joined import study_of
 from mopd_diag.study.resolve import Study, find_plan
+from mopd_diag.study.studies import find_study
 from mopd_diag.types import Estimate, Finding, Severity
 
 if TYPE_CHECKING:
+    from mopd_diag.engines.served_http import Address
     from mopd_diag.study.cast import CastModels
 
 FOREIGN_KL = 0.1
@@ -35,6 +38,8 @@ def check_target(target: str, prompts: Path | None, seed: int) -> list[Finding]:
         return check_cast(load_cast(path), read_prompts(prompts, responses=False) if prompts else None, seed)
     if prompts is not None:
         raise BadInput("--prompts belongs to a cast; a plan's world makes its own prompts")
+    if (study := find_study(target)) is not None:
+        return check_plan(study_of(study, study.study.seeds[0]))
     return check_plan(find_plan(target))
 
 
@@ -47,7 +52,8 @@ def check_plan(study: Study) -> list[Finding]:
     found = [
         Finding(
             "preflight-plan", "preflight", study.plan.name, "ready", "info", None,
-            {"stages": [s.name for s in study.stages], "rollouts": rollouts, "note": "every stage resolves; the machine has room for it"},
+            {"stages": [s.name for s in study.stages], "rollouts": rollouts,
+             "note": "; ".join(["every stage resolves; the machine has room for it", *study.notes])},
         )
     ]  # fmt: skip
     for stage in study.stages:
@@ -107,7 +113,8 @@ def check_cast(cast: Cast, prompts: Sequence[Prompt] | None, seed: int) -> list[
             "info",
             None,
             {"members": list(members.loaded), "note": note},
-        )
+        ),
+        *(_reached(address, members) for address in members.served.values()),
     ]
     if prompts is None:
         why = "no prompts given: initial KL, token and gradient shares were not measured; add --prompts FILE.jsonl"
@@ -118,6 +125,18 @@ def check_cast(cast: Cast, prompts: Sequence[Prompt] | None, seed: int) -> list[
             ),
         ]
     return found + _measured(members, prompts, seed)
+
+
+def _reached(address: Address, members: CastModels) -> Finding:
+    """Whether a served member answers as it must, asked for one token; its divergence is left to `attribute`."""
+    from mopd_diag.study.served import probe
+
+    name = f"preflight-served-{address.name}"
+    try:
+        note = probe(address, members.tokenizer)
+    except MopdDiagError as error:
+        return Finding(name, "preflight", address.name, "blocked", "blocking", None, {"note": str(error)})
+    return Finding(name, "preflight", address.name, "ready", "info", None, {"note": note})
 
 
 def _measured(members: CastModels, prompts: Sequence[Prompt], seed: int) -> list[Finding]:
@@ -144,12 +163,16 @@ def _measured(members: CastModels, prompts: Sequence[Prompt], seed: int) -> list
     )
     rollouts = pack(ids, rollouts.responses(), tokenizer.pad_id)
     models: dict[str, Any] = members.models
-    evidence = score(rollouts, models, "base", members.teachers).evidence
+    # What a server gives bounds a divergence from below: it could call a teacher far, never near.
+    teachers = [t for t in members.teachers if t in models]
+    if not teachers:
+        return []
+    evidence = score(rollouts, models, "base", teachers).evidence
     domains = [p.domain for p in chosen]
     answers = np.arange(len(chosen))
     tokens = np.bincount(evidence.answer_T, minlength=len(chosen))
     distance = {}
-    for teacher in members.teachers:
+    for teacher in teachers:
         taught = [d for d, t in members.route.items() if t == teacher] or sorted(set(domains))
         mine = [i for i in answers if domains[i] in taught]
         kl = np.bincount(evidence.answer_T, evidence.kl_TM[:, evidence.members.index(teacher)], minlength=len(chosen))
@@ -194,7 +217,7 @@ def _shares(members: CastModels, rollouts: Any, domains: Sequence[str]) -> list[
     from mopd_diag.training.distill import reverse_kl
 
     base = members.models["base"]
-    routed = [d for d in dict.fromkeys(domains) if d in members.route]
+    routed = [d for d in dict.fromkeys(domains) if members.route.get(d) in members.models]
     if not routed or not isinstance(base, Decoder):
         return []
     norms, tokens, count = {}, {}, {}

@@ -37,13 +37,14 @@ from mopd_diag.models.scalar import ScalarDecoder, load_scalar, save_scalar
 from mopd_diag.models.tokenizer import Tokenizer, character_tokenizer
 from mopd_diag.runs.directory import RunDirectory, write_json, write_table
 from mopd_diag.seeds import seed_of
+from mopd_diag.study.counts import allowance, counted
 from mopd_diag.study.resolve import Study, resolve_identity
 from mopd_diag.training.algorithm import Algorithm, PartAlgorithm, Work
 from mopd_diag.training.distill import MOPD
 from mopd_diag.training.dpo import DPO
 from mopd_diag.training.explore import answer
 from mopd_diag.training.grpo import GRPO
-from mopd_diag.training.loop import Progress, Schedule, TrainingState, train
+from mopd_diag.training.loop import Progress, Schedule, TrainingState, Until, train
 from mopd_diag.training.merge import average, task_arithmetic, ties
 from mopd_diag.training.plant import Plant
 from mopd_diag.training.ppo import PPO
@@ -107,7 +108,7 @@ def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     if isinstance(stage, MergeStage):
         save_checkpoint(_merged(stage, load), tokenizer, run.path / "models" / name)
         return Work(), stage.algorithm, stage.parents, {}
-    model = _fresh(study, tokenizer) if stage.start is None else load(stage.start)
+    model = _fresh(stage, study, tokenizer) if stage.start is None else load(stage.start)
     if isinstance(stage, RewardModelStage | PPOStage):
         model = ScalarDecoder.of(model)
     algorithm = _algorithm(stage, study, tokenizer, {m: load(m) for m in stage.models_used})
@@ -115,7 +116,8 @@ def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     saved = run.path / "saved" / f"{name}.safetensors"
     began, model_began = time.perf_counter(), MODEL_TIME.seconds
     extend = _gate(stage, study, tokenizer) if isinstance(stage, SFTStage) and stage.gate else None
-    state = train(model, algorithm, schedule, saved=saved, progress=progress, extend=extend)
+    until = Until(stage.match.on, allowance(study, stage, counted(run.path))) if stage.match else None
+    state = train(model, algorithm, schedule, saved=saved, progress=progress, extend=extend, until=until)
     before = (state.seconds - (time.perf_counter() - began), state.seconds_model - (MODEL_TIME.seconds - model_began))
     write_table(run.path / "metrics" / f"{name}.parquet", pd.DataFrame(state.log))
     if isinstance(stage, RewardModelStage) and isinstance(model, ScalarDecoder):
@@ -132,8 +134,8 @@ def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     return state.work, stage.algorithm, stage.parents, extra
 
 
-def _fresh(study: Study, tokenizer: Tokenizer) -> Decoder:
-    c = study.plan.model
+def _fresh(stage: Stage, study: Study, tokenizer: Tokenizer) -> Decoder:
+    c = study.plan.model.shrunk(getattr(stage, "shrink", None))
     config = DecoderConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=c.hidden, num_hidden_layers=c.layers, num_attention_heads=c.heads,
         num_key_value_heads=c.key_value_heads, head_dim=c.head_width, intermediate_size=c.feed_forward, qk_norm=c.architecture == "qwen3",

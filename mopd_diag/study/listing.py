@@ -1,15 +1,17 @@
-"""What can be run: the built-in plans and the recipes."""
+"""What can be run: the built-in plans, the recipes and the studies."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mopd_diag.recipes import RECIPES
-from mopd_diag.study.resolve import builtin_names, find_plan
+from mopd_diag.study.joined import study_of
+from mopd_diag.study.resolve import builtin_names, find_plan, study_names
+from mopd_diag.study.studies import find_study
 
 
 def listed() -> list[dict[str, Any]]:
-    """One row a plan or recipe: name, kind, teachers, domains, summary."""
+    """One row a plan, recipe or study: name, kind, teachers, domains, summary."""
     rows = []
     for kind, names in (("plan", builtin_names()), ("recipe", RECIPES)):
         for name in names:
@@ -23,4 +25,17 @@ def listed() -> list[dict[str, Any]]:
                     "summary": study.plan.summary,
                 }
             )
+    for name in study_names():
+        plan = find_study(name)
+        assert plan is not None
+        study = study_of(plan, plan.study.seeds[0])
+        rows.append(
+            {
+                "name": name,
+                "kind": "study",
+                "teachers": len(study.teachers()),
+                "domains": len(study.world.domains),
+                "summary": plan.study.summary,
+            }
+        )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,19 +10,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from mopd_diag import plans
 from mopd_diag.config import (
     Budget,
+    DPOStage,
     GRPOStage,
     MergeStage,
+    ModelConfig,
     MOPDStage,
     Plan,
     PlantStage,
+    PPOStage,
     RejectionStage,
     RewardModelStage,
     SeqKDStage,
+    SFTStage,
     Stage,
     parse,
     read_toml,
@@ -29,9 +34,13 @@ from mopd_diag.config import (
 from mopd_diag.errors import BadInput, nearest
 from mopd_diag.recipes import RECIPES
 from mopd_diag.worlds.micro.quirks import quirk
-from mopd_diag.worlds.world import World, load_world
+from mopd_diag.worlds.world import World, world_of, world_table
 
 ROLES = ("base", "teacher", "student", "rival", "control")
+BITS = 7
+"""Hidden dimensions that the micro world's vocabulary of 99 tokens needs at least: fewer cannot name them all apart."""
+CLIMBS = (GRPOStage, PPOStage, DPOStage, RejectionStage)
+"""Stages that learn from a judgement of answers: what a teacher-free control ends with."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,16 @@ class Study:
         return {name: t["domains"] for name, t in self.roles.items() if t["role"] == "teacher"}
 
     def route(self) -> dict[str, str]:
-        """Domain → the teacher that the student's prompts are routed to; empty when nothing was distilled."""
-        for stage in self.stages:
-            if stage.name == "student" and isinstance(stage, MOPDStage | SeqKDStage):
+        """Domain → the teacher that the student's prompts were routed to, by the last stage on its line that learned from
+        teachers; where none did (a merge), every domain to the teacher that trained on it. Empty without teachers."""
+        stages = {s.name: s for s in self.stages}
+        stage = stages.get("student")
+        while stage is not None:
+            if isinstance(stage, MOPDStage | SeqKDStage):
                 return dict(stage.teachers)
+            if isinstance(stage, RejectionStage) and any(_is_teacher(s) for s in stage.sources.values()):
+                return dict(stage.sources)
+            stage = stages.get(stage.start or "")
         return {domain: name for name, domains in self.teachers().items() for domain in domains}
 
     def sequence(self) -> list[tuple[str, str]]:
@@ -79,24 +94,56 @@ class Study:
     def controls(self) -> list[str]:
         """Models that never saw a teacher: the null against which closeness to a teacher is read. Two trainings without a
         teacher differ from each other too, so one control is fewer than there should be."""
-        taught = {s.name for s in self.stages if s.teachers_used}
         rivals = [s for s in self.stages if s.name.startswith(("control-", "rival-")) and "." not in s.name]
-        return [s.name for s in rivals if isinstance(s, GRPOStage) and not taught & set(self.ancestry(s.name))]
+        return [s.name for s in rivals if isinstance(s, CLIMBS) and not any(map(self._taught, self.ancestry(s.name)))]
+
+    def _taught(self, name: str) -> bool:
+        """Is it a teacher, or did its own stage learn from another model? What a path samples of itself is no teacher."""
+        stage = self.stage(name)
+        if isinstance(stage, RejectionStage):
+            line = {name.partition(".")[0], *(a.partition(".")[0] for a in self._line(name))}
+            return _is_teacher(name) or any(s.partition(".")[0] not in line for s in stage.sources.values())
+        return _is_teacher(name) or bool(stage.teachers_used)
+
+    def _line(self, name: str) -> list[str]:
+        """The model itself and what it started from, back to fresh weights."""
+        start = self.stage(name).start
+        return [name, *(self._line(start) if start else [])]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know before the study runs, a line each."""
+        return list(dict.fromkeys(s.note for s in self.stages if s.note))
 
     def ancestry(self, name: str) -> list[str]:
         """The model itself and every model it descends from."""
-        return [name, *(a for p in self.stage(name).parents for a in self.ancestry(p))]
+        found: dict[str, None] = {}
+        waiting = [name]
+        while waiting:
+            one = waiting.pop()
+            if one not in found:
+                found[one] = None
+                waiting += self.stage(one).parents
+        return list(found)
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: the resolved plan and stages, JSON-ready."""
         plan = self.plan.model_dump(mode="json", exclude_defaults=False)
         plan["stages"] = plan["stages"] if self.plan.recipe is None else []
         plan["world"]["domains"] = list(self.world.domains)
-        return {"plan": plan, "stages": [s.model_dump(mode="json") for s in self.stages]}
+        found = {"plan": plan, "stages": [s.model_dump(mode="json") for s in self.stages]}
+        path = self.plan.world.path
+        return found if path is None else {**found, "prompts": _prompts_hash(path)}
 
 
 def builtin_names() -> list[str]:
     return sorted(p.name.removesuffix(".toml") for p in resources.files(plans).iterdir() if p.name.endswith(".toml"))
+
+
+def study_names() -> list[str]:
+    """The built-in studies: several recipes and seeds, read by `mopd_diag.study.studies`."""
+    folder = resources.files(plans).joinpath("studies")
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
 
 
 def find_plan(name: str, *, seed: int | None = None, budget: Budget | None = None, world: str | None = None) -> Study:
@@ -104,25 +151,64 @@ def find_plan(name: str, *, seed: int | None = None, budget: Budget | None = Non
 
     Raises BadInput for an unknown name, a broken file, an unknown domain, a cycle, a missing parent or an untaught domain.
     """
-    table = _table(name)
+    table = located(_table(name), Path(name).parent)
     table |= {k: v for k, v in {"seed": seed, "budget": budget}.items() if v is not None}
     if world is not None:
-        world_name, _, domains = world.partition(":")
-        table["world"] = {"name": world_name, "domains": [d for d in domains.split(",") if d]}
+        table |= located({"world": world_table(world)}, Path())
     return resolve(parse(Plan, table, name))
 
 
 def resolve(plan: Plan) -> Study:
     """Decide world and stages; check that the stages can be run in an order and name only what exists."""
-    world = load_world(plan.world.name, plan.world.domains or None)
+    world = world_of(plan.world)
     stages = plan.stages
     if plan.recipe is not None:
         if plan.recipe not in RECIPES:
             raise BadInput(f"plan '{plan.name}': no recipe '{plan.recipe}'; {nearest(plan.recipe, RECIPES)}")
-        stages = RECIPES[plan.recipe][0](world, plan.budget)
+        stages = recipe_stages(plan.recipe, world, plan.budget)
     for stage in stages:
         _check(stage, stages, world)
-    return Study(plan, world, _ordered(stages))
+    study = Study(plan, world, _ordered(stages))
+    _check_sizes(study)
+    return study
+
+
+def recipe_stages(recipe: str, world: World, budget: Budget) -> tuple[Stage, ...]:
+    """The stages of a recipe. Raises BadInput when the world does not have what the recipe needs."""
+    try:
+        return RECIPES[recipe][0](world, budget)
+    except ValidationError as error:
+        raise BadInput(
+            f"recipe '{recipe}' does not fit world '{world.name}' with the domains {', '.join(world.domains)}: "
+            f"{error.errors(include_url=False)[0]['msg']}"
+        ) from None
+
+
+def _check_sizes(study: Study) -> None:
+    """Merging is arithmetic on parameters: only models of one size can be merged."""
+    sizes: dict[str, ModelConfig] = {}
+    for stage in study.stages:
+        shrink = stage.shrink if isinstance(stage, SFTStage) else None
+        sizes[stage.name] = sizes[stage.start] if stage.start else study.plan.model.shrunk(shrink)
+        if shrink and (narrow := sizes[stage.name].hidden) < BITS:
+            raise BadInput(
+                f"stage '{stage.name}': shrink {shrink} leaves {narrow} of {study.plan.model.hidden} hidden dimensions, too few to "
+                f"hold the vocabulary (at least {BITS}, one a bit of a token); raise shrink or the plan's `hidden`"
+            )
+        if isinstance(stage, MergeStage):
+            used = stage.parents
+            sizes[stage.name] = sizes[used[0]]
+            other = next((m for m in used if sizes[m] != sizes[used[0]]), None)
+            if other is not None:
+                raise BadInput(
+                    f"stage '{stage.name}' merges '{used[0]}' and '{other}', which are of different sizes; "
+                    "only models of one size can be merged"
+                )
+
+
+def _is_teacher(name: str) -> bool:
+    """A teacher, a model on the way to one, or a rival's own teacher (`rival-x.teacher-y`)."""
+    return any(part.split("-")[0] == "teacher" for part in name.split("."))
 
 
 def _table(name: str) -> dict[str, Any]:
@@ -134,7 +220,21 @@ def _table(name: str) -> dict[str, Any]:
         return {"name": name, "summary": RECIPES[name][1], "recipe": name}
     if name.endswith(".toml") or "/" in name or Path(name).is_file():
         return read_toml(Path(name))
-    raise BadInput(f"no plan or recipe '{name}'; {nearest(name, [*builtin_names(), *RECIPES])} (or give a TOML file)")
+    raise BadInput(
+        f"no plan or recipe '{name}'; {nearest(name, [*builtin_names(), *RECIPES, *study_names()])} (or give a TOML file)"
+    )
+
+
+def located(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A document whose world's file has an absolute path; a relative one is taken from `folder`, that of the document."""
+    world = table.get("world")
+    if not isinstance(world, dict) or not isinstance(world.get("path"), str):
+        return table
+    return {**table, "world": {**world, "path": str((folder / world["path"]).resolve())}}
+
+
+def _prompts_hash(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _check(stage: Stage, stages: Iterable[Stage], world: World) -> None:
@@ -145,7 +245,7 @@ def _check(stage: Stage, stages: Iterable[Stage], world: World) -> None:
         raise BadInput(f"stage '{stage.name}': names start with a role, expected one of {', '.join(ROLES)}")
     for domain in stage.domains:
         world.domain(domain)
-    for parent in stage.parents:
+    for parent in stage.waits_for:
         if parent not in names:
             raise BadInput(
                 f"stage '{stage.name}' needs model '{parent}', which no stage makes; {nearest(parent, names)}"
@@ -164,6 +264,8 @@ def _check(stage: Stage, stages: Iterable[Stage], world: World) -> None:
             raise BadInput(
                 f"stage '{stage.name}': no teacher for domain '{untaught[0]}'; add it to `teachers` or leave it out of `domains`"
             )
+    if stage.match is not None and (isinstance(stage, MergeStage) or stage.start is None):
+        raise BadInput(f"stage '{stage.name}': `match` is for stages that train on from a model; leave it out")
     if not isinstance(stage, MergeStage) and stage.algorithm != "sft" and stage.start is None:
         raise BadInput(f"stage '{stage.name}': {stage.algorithm} needs `start`, the model it starts from")
 
@@ -188,7 +290,7 @@ def _ordered(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """Parents before children, otherwise as written. Raises BadInput on a cycle."""
     left, done = list(stages), list[Stage]()
     while left:
-        ready = next((s for s in left if all(p in {d.name for d in done} for p in s.parents)), None)
+        ready = next((s for s in left if all(p in {d.name for d in done} for p in s.waits_for)), None)
         if ready is None:
             raise BadInput(f"stages wait for one another in a circle: {', '.join(s.name for s in left)}; break it")
         left.remove(ready)
@@ -200,4 +302,9 @@ def resolve_identity(identity: dict[str, Any]) -> Study:
     """The study of a manifest's `identity`, whatever the recipe says today."""
     plan = parse(Plan, identity["plan"], "manifest")
     stages = TypeAdapter(tuple[Stage, ...]).validate_python(tuple(identity["stages"]))
-    return Study(plan, load_world(plan.world.name, plan.world.domains or None), stages)
+    path, known = plan.world.path, identity.get("prompts")
+    if path is not None and path.is_file() and known not in (None, _prompts_hash(path)):
+        raise BadInput(
+            f"{path} has changed since the run began, or is another file here; put the old one back, or start a new run"
+        )
+    return Study(plan, world_of(plan.world), stages)

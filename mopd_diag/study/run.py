@@ -63,8 +63,10 @@ def _run(study: Study, out: Path, workers: int | None, console: Console | None, 
     check_fit(study, out)
     identity = study.identity()
     console = console or Console(stderr=True, quiet=True)
+    for note in study.notes:
+        console.print(f"note: {note}", style="dim", markup=False)
     run = claim(out, study, identity)
-    with _lock(run.path):
+    with lock(run.path):
         everything = make_jobs(run.path, study, identity)
         if train_only:
             everything = [j for j in everything if j.name.startswith("train-")]
@@ -154,7 +156,7 @@ def _processor() -> str:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """One process a run directory; the lock goes with the process, however it ends."""
     with (path / ".lock").open("w") as file:
         try:
@@ -176,7 +178,9 @@ def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
     for stage in study.stages:
         arguments = (run, identity, "train", stage.name, since)
         jobs.append(
-            Job(f"train-{stage.name}", call_job, arguments, tuple(f"train-{p}" for p in stage.parents), _weight(stage))
+            Job(
+                f"train-{stage.name}", call_job, arguments, tuple(f"train-{p}" for p in stage.waits_for), _weight(stage)
+            )
         )
         if isinstance(stage, RewardModelStage):
             continue  # it answers nothing

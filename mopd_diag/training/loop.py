@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mopd_diag.config import Counted
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.errors import writing
 from mopd_diag.models.decoder import Decoder
@@ -55,6 +56,25 @@ class TrainingState:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Train until `amount` of what the ledger counts as `on` is reached, to the nearest block of steps."""
+
+    on: Counted
+    amount: float
+
+    def total(self, state: TrainingState, total: int, block: int) -> int:
+        """Steps in all, from the work of the steps so far. Only whole blocks tell: work is counted where a block begins.
+
+        What is not counted at all (tokens sampled by fine-tuning, say) leaves the total as it was.
+        """
+        blocks, within = divmod(state.step, block)
+        spent = state.seconds if self.on == "seconds" else float(getattr(state.work, self.on))
+        if within or not blocks or not spent:
+            return total
+        return state.step + block * max(0, round((self.amount - spent) / (spent / blocks)))
+
+
 def train(
     model: Decoder,
     algorithm: Algorithm | PartAlgorithm,
@@ -63,12 +83,14 @@ def train(
     saved: Path | None = None,
     progress: Progress | None = None,
     extend: Callable[[Decoder, TrainingState], int] | None = None,
+    until: Until | None = None,
 ) -> TrainingState:
-    """Train `model` in place for `schedule.steps` steps and return what was done.
+    """Train `model` in place for `schedule.steps` steps, or until enough is counted, and return what was done.
 
     With `saved`, weights, moments and counters are written there every few seconds, and a call that finds the file goes on
     from it; because a step's data depend on its number only, the result is that of an uninterrupted run. `extend` is asked
-    once, before the decay begins, how many steps to add (and again before the decay after that).
+    once, before the decay begins, how many steps to add (and again before the decay after that). With `until`, the schedule's
+    steps are a first guess of the total, corrected as work is counted, and the decay grows or shrinks with it.
     """
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
@@ -81,12 +103,16 @@ def train(
     written = time.perf_counter()
     total = schedule.steps + int(state.extra.get("extended", 0))
     every = algorithm.resumes_every if isinstance(algorithm, PartAlgorithm) else 1
+    block = getattr(algorithm, "counts_every", every)
+    if until is not None:
+        total = int(state.extra.get("total", -(-total // block) * block))
     while state.step < total:
         if extend is not None and state.step == total - schedule.decay:
             added = extend(model, state)
             state.extra["extended"] = int(state.extra.get("extended", 0)) + added
             total += added
-        now = Schedule(total, schedule.learning_rate, schedule.warmup, schedule.decay)
+        decay = schedule.decay if until is None else schedule.decay * total // schedule.steps
+        now = Schedule(total, schedule.learning_rate, schedule.warmup, decay)
         for group in optimizer.param_groups:
             group["lr"] = now.rate(state.step)
         metrics = _step(model, algorithm, state, optimizer)
@@ -95,6 +121,8 @@ def train(
         state.seconds_model = MODEL_TIME.seconds - model_started
         metrics |= {"step": float(state.step), "seconds": state.seconds}
         state.log.append(metrics)
+        if until is not None:
+            total = state.extra["total"] = until.total(state, total, block)
         if progress is not None:
             done = state.work.tokens_sampled + state.work.tokens_trained
             progress(state.step, total, metrics | {"tokens_per_second": done / max(state.seconds, 1e-9)})

@@ -34,6 +34,8 @@ class SeqKD:
     ) -> None:
         self.stage, self.tokenizer, self.world, self.domains, self.seed = stage, tokenizer, world, domains, seed
         self.teachers = teachers
+        self.counts_every = BLOCK
+        """A block's answers are counted at its first step."""
         self._block: tuple[int, list[StepBatch]] = (-1, [])
 
     def batch(self, model: Decoder, step: int) -> StepBatch:
@@ -45,7 +47,7 @@ class SeqKD:
     def _sample(self, block: int) -> list[StepBatch]:
         s = self.stage
         first = block * BLOCK
-        count = min(BLOCK, s.steps - first)
+        count = BLOCK if s.match else min(BLOCK, s.steps - first)
         drawn = [
             (first + b, i)
             for b in range(count)
