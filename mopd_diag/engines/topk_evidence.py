@@ -1,6 +1,6 @@
-"""Evidence from each distribution's top k tokens and a tail bucket: what remains of it when a teacher is served, not loaded.
+"""Evidence from a few tokens of each distribution and a tail bucket: what remains of it when a teacher is served, not loaded.
 
-Axis letters: T answer tokens of a batch, M members, J vectors (see `Evidence`), V vocabulary, k chosen tokens, B = k + 1 buckets.
+Axis letters: T answer tokens of a batch, M members, J vectors (see `Evidence`), V vocabulary, C chosen tokens, B = C + 1 buckets.
 """
 
 from __future__ import annotations
@@ -17,77 +17,122 @@ from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.head import CHUNK_ELEMENTS
 from mopd_diag.engines.rollouts import Rollouts, by_size
 from mopd_diag.engines.scoring import BATCH_TOKENS, Scored
+from mopd_diag.engines.top_tokens import UNUSED, TopTokens, shared
 from mopd_diag.errors import BadInput
 from mopd_diag.estimators.divergences import centred_gram, kl
 from mopd_diag.estimators.evidence import Evidence
 
 LEAST = float(np.log(np.finfo(float).tiny))
-"""Log-probability of a tail that holds nothing."""
+"""Log-probability of a bucket that holds nothing."""
+
+RESOLVED = float(np.log(1e-6))
+"""Log of the least tail that one minus a sum of single-precision probabilities can tell from nothing."""
 
 
 @torch.inference_mode()
 def score_topk(
-    rollouts: Rollouts, models: Mapping[str, Any], subject: str, teachers: Sequence[str], k: int, *, base: str = "base"
-) -> Scored:
-    """As `scoring.score`, with every distribution reduced to the subject's k likeliest tokens and one bucket for the rest.
+    rollouts: Rollouts, models: Mapping[str, Any], subject: str, teachers: Sequence[str], k: int, *, base: str = "base",
+    served: Mapping[str, TopTokens] | None = None,
+) -> Scored:  # fmt: skip
+    """As `scoring.score`, with every distribution reduced to a few tokens and one bucket for the rest.
 
-    The definition is `estimators.divergences.evidence_from_logp(top_k=k)`. Divergences are never larger than those over the whole
-    vocabulary. Raises BadInput when k is not below the vocabulary, and as `score` does for broken members.
+    Without `served` members these are the subject's k likeliest tokens: `estimators.divergences.evidence_from_logp(top_k=k)`. With them
+    (their numbers on all answer tokens in order, from their own k) they are the tokens that every served member gave, among them always
+    the written one; then no tail counts as less than 1e-6, for nobody. All members of a token are reduced to one partition, so that none
+    looks nearer because less of it is seen. Divergences are never larger than those over the whole vocabulary (data processing; with
+    served members to within 1e-6 nats).
+
+    Raises BadInput when k is not below the vocabulary, and as `score` does for broken members.
     """
+    served = served or {}
     vocabulary = models[base].config.vocab_size
     if not 1 <= k < vocabulary:
         raise BadInput(
             f"top-k {k} is not between 1 and {vocabulary - 1}, one less than the vocabulary; choose a smaller k"
         )
-    order = list(dict.fromkeys((subject, base, *teachers, *models)))
+    order = list(dict.fromkeys((subject, base, *teachers, *models, *served)))
+    local = [n for n in order if n in models]  # subject and base come first
     lengths = rollouts.length_N.tolist()
     column = torch.arange(rollouts.ids_NL.shape[1])
     answer_NL = (column >= rollouts.prompt_N[:, None]) & (column < rollouts.length_N[:, None])
-    found: dict[int, tuple[np.ndarray, ...]] = {}
-    tokens = flops = 0
+    counts_N = answer_NL.sum(1)
+    first_N, total = counts_N.cumsum(0) - counts_N, int(counts_N.sum())
+    known_TC = shared(list(served.values())) if served else None
+    logp_TM, kl_TM = (np.empty((total, len(order))) for _ in range(2))
+    vectors = len(set(order) - {subject, base}) + 2
+    gram_TJJ = np.empty((total, vectors, vectors))
+    flops = 0
     for some in by_size(sorted(range(len(rollouts)), key=lengths.__getitem__), lengths, BATCH_TOKENS):
         index, width = torch.tensor(some), lengths[some[-1]]
         ids_NL, where = rollouts.ids_NL[index, : width - 1], answer_NL[index, 1:width]
         at, targets_T = where.flatten().nonzero().squeeze(-1), rollouts.ids_NL[index, 1:width][where]
+        into = (first_N[index, None] + where.cumsum(1) - 1)[where].numpy()
+        chosen_TC = None if known_TC is None else known_TC[into]
         with MODEL_TIME:
-            hidden = {name: models[name].hidden_at(ids_NL, at) for name in order}
-            picked_TM, bucket_TMB = _reduced(hidden, models, order, targets_T, k)
-        numbers = picked_TM.numpy(), *_geometry(bucket_TMB.double().numpy(), order, base)
-        cuts = np.cumsum(where.sum(1).numpy())[:-1]
-        found |= dict(zip(some, zip(*(np.split(n, cuts) for n in numbers), strict=True), strict=True))
-        tokens += len(at) * len(order)
-        flops += sum(models[n].config.forward_flops(ids_NL.numel(), width / 2, len(at)) for n in order)
-    logp_TM, kl_TM, gram_TJJ = (np.concatenate([found[r][i] for r in range(len(rollouts))]) for i in range(3))
-    counts_N = answer_NL.sum(1).numpy()
+            hidden = {name: models[name].hidden_at(ids_NL, at) for name in local}
+            picked_TM, bucket_TMB = _reduced(hidden, models, local, targets_T, k, chosen_TC)
+        picked = dict(zip(local, picked_TM.numpy().T, strict=True))
+        bucket = dict(zip(local, bucket_TMB.double().numpy().swapaxes(0, 1), strict=True))
+        if chosen_TC is not None:
+            for name, given in served.items():
+                mine = given.take(into)
+                picked[name], bucket[name] = mine.logp_TK[:, 0], _served_buckets(mine, chosen_TC)
+            for each in bucket.values():
+                each[:, -1].clip(min=RESOLVED, out=each[:, -1])
+        logp_TM[into] = np.stack([picked[n] for n in order], 1)
+        kl_TM[into], gram_TJJ[into] = _geometry(np.stack([bucket[n] for n in order], 1), order, base)
+        flops += sum(models[n].config.forward_flops(ids_NL.numel(), width / 2, len(at)) for n in local)
     evidence, left_out = Evidence.of_finite(
         members=tuple(order), base=base, teachers=tuple(teachers), logp_TM=logp_TM, kl_TM=kl_TM, gram_TJJ=gram_TJJ,
-        answer_T=np.repeat(np.arange(len(rollouts)), counts_N), position_T=np.concatenate([np.arange(c) for c in counts_N]),
+        answer_T=np.repeat(np.arange(len(rollouts)), counts_N.numpy()),
+        position_T=(torch.arange(total) - first_N.repeat_interleave(counts_N)).numpy(),
         own_T=rollouts.own_NL[answer_NL].numpy(), full_vocabulary=False,
     )  # fmt: skip
-    return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), left_out, tokens, flops)
+    return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), left_out, total * len(order), flops)
 
 
 def _reduced(
-    hidden: Mapping[str, Tensor], models: Mapping[str, Any], order: Sequence[str], targets_T: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
-    """log p(token) [T, M], and log p of the subject's k likeliest tokens, then of all others together [T, M, B]."""
+    hidden: Mapping[str, Tensor], models: Mapping[str, Any], order: Sequence[str], targets_T: Tensor, k: int,
+    chosen_TC: np.ndarray | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """log p(token) [T, M], and log p of the chosen tokens, then of all others together [T, M, B].
+
+    Without a choice, the subject's k likeliest. Unused places of a choice hold `LEAST`.
+    """
     size = max(1, CHUNK_ELEMENTS // models[order[0]].config.vocab_size)
+    choice_TC = None if chosen_TC is None else torch.from_numpy(chosen_TC)
     picked, buckets = [], []
     for start in range(0, len(targets_T), size):
         part = slice(start, start + size)
-        top_tk = torch.zeros(0)
+        top_tc = torch.zeros(0, dtype=torch.long)
+        unused_tc = None
+        if choice_TC is not None:
+            unused_tc = choice_TC[part] == UNUSED
+            top_tc = torch.where(
+                unused_tc, targets_T[part, None], choice_TC[part]
+            )  # the written token is chosen anyway
         chosen, reduced = [], []
         for name in order:  # the subject comes first and chooses
             logp_tV = torch.log_softmax(F.linear(hidden[name][part], models[name].head_VD).float(), -1)
-            top_tk = logp_tV.topk(k, dim=-1).indices if name == order[0] else top_tk
+            if choice_TC is None and name == order[0]:
+                top_tc = logp_tV.topk(k, dim=-1).indices
             chosen.append(logp_tV.gather(1, targets_T[part, None]))
-            kept = logp_tV.gather(1, top_tk)
+            kept = logp_tV.gather(1, top_tc)
+            if unused_tc is not None:
+                kept = kept.masked_fill(unused_tc, LEAST)
             # Summed from the rest itself: one minus the kept mass would lose a thin tail to rounding.
-            tail = logp_tV.scatter_(1, top_tk, -torch.inf).logsumexp(-1, keepdim=True).clamp_min(LEAST)
+            tail = logp_tV.scatter_(1, top_tc, -torch.inf).logsumexp(-1, keepdim=True).clamp_min(LEAST)
             reduced.append(torch.cat((kept, tail), 1))
         picked.append(torch.cat(chosen, 1))
         buckets.append(torch.stack(reduced, 1))
     return torch.cat(picked), torch.cat(buckets)
+
+
+def _served_buckets(given: TopTokens, chosen_TC: np.ndarray) -> np.ndarray:
+    """As one member's part of `_reduced`, [T, B], of a member that gave all chosen tokens; the tail is what they leave of 1."""
+    kept_TC = np.where(chosen_TC == UNUSED, LEAST, given.at(chosen_TC))
+    rest_T = np.maximum(1 - np.exp(kept_TC).sum(1), np.finfo(float).tiny)
+    return np.concatenate((kept_TC, np.log(rest_T)[:, None]), 1)
 
 
 def _geometry(bucket_TMB: np.ndarray, order: Sequence[str], base: str) -> tuple[np.ndarray, np.ndarray]:

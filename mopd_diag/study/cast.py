@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from mopd_diag.config import Cast
 from mopd_diag.diagnostics.attribution import Attribution, attribute
 from mopd_diag.engines.scoring import score
+from mopd_diag.engines.served_http import Address
 from mopd_diag.engines.topk_evidence import score_topk
 from mopd_diag.errors import BadInput, CheckpointError
 from mopd_diag.estimators.span_likelihood import CEILING
@@ -21,22 +22,26 @@ from mopd_diag.models.loading import Loaded, Model, load
 from mopd_diag.models.tokenizer import difference
 from mopd_diag.prompts import Prompt
 from mopd_diag.runs.directory import write_json, write_table
-from mopd_diag.study.answers import Sampling, Told, answers_of, context_of
+from mopd_diag.study.answers import Answers, Sampling, Told, answers_of, context_of
 from mopd_diag.study.foreign_cast import attribute_aligned
+from mopd_diag.study.served import Servers, addresses, open_servers, seen
 
 NO_NULL = (
     "confidence is not calibrated: without decoys nothing tells how near a model that never taught would come; add same-base models that "
     "never taught as [controls.NAME]"
 )
 
+NOT_WHOLE = "confidence is not calibrated: probabilities were learned on whole vocabularies, and here a few tokens of each were compared"
+
 
 @dataclass(frozen=True, slots=True)
 class CastModels:
-    """The members of a cast, loaded."""
+    """The members of a cast: loaded, or behind a server."""
 
     loaded: dict[str, Loaded]
     teachers: tuple[str, ...]
     route: dict[str, str]
+    served: dict[str, Address] = field(default_factory=dict)
 
     @property
     def tokenizer(self):  # noqa: ANN201
@@ -48,12 +53,16 @@ class CastModels:
 
 
 def open_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
-    """Load every member, one file once. Raises BadInput for served members, CheckpointError when one cannot be loaded."""
+    """Load every member that has a path, one file once; no server is asked yet.
+
+    Raises BadInput when student or base are served or a key is missing, CheckpointError when a checkpoint cannot be loaded.
+    """
     loaded: dict[str, Loaded] = {}
     by_path: dict[Path, Loaded] = {}
+    served = addresses(cast)
     for name, member in cast.members().items():
         if member.path is None:
-            raise BadInput(f"{name}: served models (`url`) cannot be scored yet; give a `path` to a checkpoint")
+            continue
         path = member.path.resolve()
         if path not in by_path:
             told(f"loading {name}")
@@ -61,7 +70,7 @@ def open_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
         loaded[name] = by_path[path]
     teachers = tuple(f"teacher-{n}" for n in cast.teachers)
     route = {d: f"teacher-{n}" for n, m in cast.teachers.items() for d in m.domains}
-    return CastModels(loaded, teachers, route)
+    return CastModels(loaded, teachers, route, served)
 
 
 def load_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
@@ -91,8 +100,9 @@ def attribute_cast(
     """Attribute the student's answers, sampled here where prompts have no response, to base and teachers.
 
     Members that share one tokenizer are compared over the whole vocabulary, or with `top_k` over the student's k likeliest tokens and
-    a tail bucket. Others are compared by the likelihood of the same bytes: a weaker verdict, and labelled so. `told` hears what is
-    going on, `warn` what was left out or is to be kept in mind; the latter is in `Attribution.notes` too.
+    a tail bucket; with served members, over the tokens that all servers gave (each its own `top_k`, by default 20) and a tail. Members
+    with other tokenizers are compared by the likelihood of the same bytes: a weaker verdict, and labelled so. `told` hears what is going
+    on, `warn` what was left out or is to be kept in mind; the latter is in `Attribution.notes` too.
 
     Raises BadInput for a prompt or an answer that cannot be used, CheckpointError for members that cannot be compared.
     """
@@ -109,6 +119,10 @@ def attribute_cast(
     different = tokenizer_differences(members)
     if not different:
         _check_sizes(members)
+    elif members.served:
+        raise BadInput(
+            f"{next(iter(members.served))} is served, which needs one tokenizer for the whole cast, but {_said(different)}"
+        )
     elif top_k is not None:
         raise BadInput(
             f"top-k evidence needs one tokenizer for the whole cast, but {_said(different)}; leave top-k out"
@@ -116,28 +130,43 @@ def attribute_cast(
     scored_by = [members.loaded["student"].model] if different else list(members.models.values())
     bounds = [c for c in map(context_of, scored_by) if c is not None]
     how = Sampling(max_new_tokens, temperature, seed)
-    answers = answers_of(members.loaded["student"], prompts, how, min(bounds, default=None), told, say)
-    if different:
-        say(
-            f"{_said(different)}: spans are aligned on bytes and compared by likelihood, a weaker verdict whose confidence is never above "
-            f"{CEILING}"
-        )
-        found = attribute_aligned(members.loaded, members.teachers, answers.prompts, members.route, told, say)
-    else:
-        told(f"scoring {len(answers.prompts)} answers")
-        rollouts = answers.rollouts(members.tokenizer.pad_id)
-        models: dict[str, Any] = members.models
-        if top_k is None:
-            scored = score(rollouts, models, "student", members.teachers)
+    with open_servers(members.served, say) as servers:
+        context = min([*bounds, *servers.contexts], default=None)
+        answers = answers_of(members.loaded["student"], prompts, how, context, told, say)
+        if different:
+            say(
+                f"{_said(different)}: spans are aligned on bytes and compared by likelihood, a weaker verdict whose confidence "
+                f"is never above {CEILING}"
+            )
+            found = attribute_aligned(members.loaded, members.teachers, answers.prompts, members.route, told, say)
         else:
-            scored = score_topk(rollouts, models, "student", members.teachers, top_k)
-        for name in scored.left_out:
-            say(f"{name} gives NaN or infinite logits and is left out; repair {members.loaded[name].path}")
-        route = {d: t for d, t in members.route.items() if t not in scored.left_out}
-        names = {t: members.tokenizer.token(t) for t in set(scored.token_T.tolist())}
-        tokens = pd.DataFrame({"token_id": scored.token_T, "token": [names[t] for t in scored.token_T.tolist()]})
-        found = attribute(scored.evidence, answers.frame(), tokens, routed=route or None)
-    return replace(found, notes=(*notes, *([NO_NULL] if found.calibration == "uncalibrated" else [])))
+            found = _by_tokens(members, servers, answers, top_k, told, say)
+    why = NO_NULL if found.full_vocabulary is not False or not cast.controls else NOT_WHOLE
+    return replace(found, notes=(*notes, *([why] if found.calibration == "uncalibrated" else [])))
+
+
+def _by_tokens(
+    members: CastModels, servers: Servers, answers: Answers, top_k: int | None, told: Told, say: Told
+) -> Attribution:  # fmt: skip
+    """Attribution of answers by members of one tokenizer, token by token."""
+    rollouts = answers.rollouts(members.tokenizer.pad_id)
+    models: dict[str, Any] = members.models
+    given = servers.top_tokens(rollouts, top_k, members.tokenizer, told)
+    told(f"scoring {len(answers.prompts)} answers")
+    if given:
+        say(seen(given))
+        k = min(g.ids_TK.shape[1] - 1 for g in given.values())
+        scored = score_topk(rollouts, models, "student", members.teachers, k, served=given)
+    elif top_k is None:
+        scored = score(rollouts, models, "student", members.teachers)
+    else:
+        scored = score_topk(rollouts, models, "student", members.teachers, top_k)
+    for name in scored.left_out:
+        say(f"{name} gives NaN or infinite logits and is left out; repair {members.loaded[name].path}")
+    route = {d: t for d, t in members.route.items() if t not in scored.left_out}
+    names = {t: members.tokenizer.token(t) for t in set(scored.token_T.tolist())}
+    tokens = pd.DataFrame({"token_id": scored.token_T, "token": [names[t] for t in scored.token_T.tolist()]})
+    return attribute(scored.evidence, answers.frame(), tokens, routed=route or None)
 
 
 def write_attribution(attribution: Attribution, out: Path) -> None:
@@ -165,13 +194,20 @@ def _twins(members: CastModels) -> list[str]:
     found, names = [], ["base", *members.teachers]
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            if not _same(members.loaded[one], members.loaded[other]):
+            if not _alike(members, one, other):
                 continue
             if one == "base":
                 found.append(f"{other} is a copy of the base: it has no shift of its own and can explain nothing")
             else:
                 found.append(f"{one} and {other} are the same model: what one taught is given to both, as 'several'")
     return found
+
+
+def _alike(members: CastModels, one: str, other: str) -> bool:
+    if one in members.served and other in members.served:
+        a, b = members.served[one], members.served[other]
+        return (a.url, a.model) == (b.url, b.model)
+    return one in members.loaded and other in members.loaded and _same(members.loaded[one], members.loaded[other])
 
 
 def _same(one: Loaded, other: Loaded) -> bool:
