@@ -280,7 +280,7 @@ def sentences(document: Mapping[str, Any]) -> list[str]:
     ]
     if d["pivot"]:
         said.append(_pivot_said(d))
-    if d["failure"] == "lost" and d["share_own"] is not None:
+    if d["failure"] == "lost" and d.get("share_own") is not None:  # documents of earlier versions lack it
         said.append(
             f"Of its shift from the base on this answer, {text.percent(d['share_own'])} is its own: no teacher explains it."
         )
