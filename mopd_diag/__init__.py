@@ -13,12 +13,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mopd_diag.config import Cast, Plan, load_cast
+    from mopd_diag.diagnostics.attribution import Attribution
     from mopd_diag.errors import BadInput, CheckpointError, MopdDiagError, ResourceError, RunDirectoryError
     from mopd_diag.runs.directory import RunDirectory
+    from mopd_diag.study.attribute import attribute
+    from mopd_diag.study.compare import Comparison, compare
     from mopd_diag.types import Estimate, Finding, Item, Record
     from mopd_diag.worlds import Domain, World, load_world
 
 _HOME = {
+    "Comparison": "study.compare",
+    "compare": "study.compare",
+    "Attribution": "diagnostics.attribution",
+    "attribute": "study.attribute",
     "Cast": "config",
     "Plan": "config",
     "load_cast": "config",
@@ -38,9 +45,11 @@ _HOME = {
 }
 
 __all__ = [  # written out, because type checkers read it
+    "Attribution",
     "BadInput",
     "Cast",
     "CheckpointError",
+    "Comparison",
     "Domain",
     "Estimate",
     "Finding",
@@ -53,6 +62,8 @@ __all__ = [  # written out, because type checkers read it
     "RunDirectoryError",
     "World",
     "__version__",
+    "attribute",
+    "compare",
     "load_cast",
     "load_world",
 ]

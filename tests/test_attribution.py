@@ -373,7 +373,9 @@ def test_decoys_are_the_null() -> None:
     assert sure.summary()["teacher:a"] > 0.8
     doubt = attributed(cast.evidence(taught, **{"control-sibling": near}))
     assert doubt.summary()["teacher:a"] == 0
-    assert doubt.answers["label"].isin(["own", "abstain"]).mean() > 0.95, "a decoy explains it as well: nobody is accused"
+    assert doubt.answers["label"].isin(["own", "abstain"]).mean() > 0.95, (
+        "a decoy explains it as well: nobody is accused"
+    )
     assert attributed(cast.evidence(taught)).calibration == "uncalibrated"
 
 

@@ -23,7 +23,9 @@ def test_no_arguments_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mopd-diag run quickstart" in out
 
 
-@pytest.mark.parametrize("verb", ["plans", "run", "check", "attribute", "caps", "interference", "report", "bench"])
+@pytest.mark.parametrize(
+    "verb", ["plans", "run", "check", "attribute", "caps", "interference", "report", "bench", "explain", "compare"]
+)
 def test_every_verb_has_help_with_an_example_and_json(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     code, out, _ = call(capsys, verb, "--help")
     assert code == 0

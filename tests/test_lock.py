@@ -15,7 +15,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LINES = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
 PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
 EXTRAS = PROJECT["optional-dependencies"]
-ASKED = [Requirement(text) for text in [*PROJECT["dependencies"], *EXTRAS["eval"], *EXTRAS["test"], *EXTRAS["dev"]]]
+ASKED = [
+    Requirement(text)
+    for text in [
+        *PROJECT["dependencies"],
+        *EXTRAS["app"],
+        *EXTRAS["eval"],
+        *EXTRAS["gym"],
+        *EXTRAS["inspect"],
+        *EXTRAS["test"],
+        *EXTRAS["dev"],
+    ]
+]
 
 
 @pytest.mark.parametrize("line", LINES)

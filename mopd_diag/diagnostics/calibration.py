@@ -44,4 +44,6 @@ class Calibration:
 @functools.cache
 def packaged() -> Calibration:
     """The calibration that comes with the package."""
-    return Calibration.of(json.loads(resources.files("mopd_diag.diagnostics").joinpath(FILE).read_text(encoding="utf-8")))
+    return Calibration.of(
+        json.loads(resources.files("mopd_diag.diagnostics").joinpath(FILE).read_text(encoding="utf-8"))
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from mopd_diag.errors import BadInput, nearest
 
-NAMES = ("compare", "provenance", "sampling", "scoring", "training")
+NAMES = ("app", "compare", "provenance", "sampling", "scoring", "training")
 SEEDED = ("provenance",)
 """Benches that train something from seeds, into a folder."""
 
