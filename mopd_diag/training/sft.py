@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from mopd_diag.config import SFTStage
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.tokenizer import Tokenizer
-from mopd_diag.seeds import seed_of
 from mopd_diag.training.algorithm import Part, StepBatch, make_parts
 from mopd_diag.types import Item
 from mopd_diag.worlds.world import World
@@ -53,7 +52,3 @@ class SFT:
 
     def token_loss(self, logits_MV: Tensor, part: Part, where: slice) -> tuple[Tensor, dict[str, Tensor]]:
         return sft_loss(logits_MV, part.targets_M[where]), {}
-
-
-def gate_seed(seed: int, stage: str, step: int) -> int:
-    return seed_of(seed, stage, "gate", step)
