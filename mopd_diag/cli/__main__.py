@@ -1,0 +1,3 @@
+from mopd_diag.cli import main
+
+main()

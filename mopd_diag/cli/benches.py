@@ -1,0 +1,34 @@
+"""The verb that measures this software."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mopd_diag.cli.shared import Json, app, emit
+
+
+@app.command(epilog="Example: mopd-diag bench sampling --json")
+def bench(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="provenance, sampling, scoring, training, compare or app.", show_default=False
+        ),
+    ],
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", min=0, help="provenance: seed of a cast; repeat it for several. Default 0."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="provenance: where casts are kept. Default runs/provenance."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Measure: speed side by side with other tools, or how often the attribution is right (provenance)."""
+    from mopd_diag.study.benches import run_bench
+
+    run_bench(name, emit if json_ else None, seeds=seed or (), out=out)

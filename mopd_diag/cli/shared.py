@@ -1,0 +1,41 @@
+"""What all verbs share: the app they hang on, output for people and for programs, common options."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(
+    name="mopd-diag",
+    help="Evaluate and diagnose multi-teacher on-policy distillation: which teacher taught what, what did the teachers cap, "
+    "what did the domains do to one another.\n\nStart with: mopd-diag run quickstart",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BudgetName = Literal["smoke", "small", "full"]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else there.")]
+Run = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.", show_default=False)]
+
+
+def emit(document: Any) -> None:
+    """One JSON document on standard output; what is not a finite number is null."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def stderr() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def stdout() -> Any:
+    """Tables for a terminal; wide enough to be read whole when they go to a file or a pipe."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=180)
