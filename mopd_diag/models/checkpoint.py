@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mopd_diag.errors import CheckpointError, writing
 from mopd_diag.models.decoder import Decoder, DecoderConfig, half_split, interleave
+from mopd_diag.models.lora import Adapted, Adapter, base_of, is_adapter, load_adapter, read_adapter_config, save_adapter
 from mopd_diag.models.tokenizer import Tokenizer
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -146,10 +148,7 @@ def save_checkpoint(
 def _save_checkpoint(
     model: Decoder, tokenizer: Tokenizer, folder: Path, beside: Mapping[str, dict[str, Tensor]]
 ) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    draft.mkdir()
-    try:
+    with _draft_of(folder) as draft:
         config = hf_config(model.config, tokenizer)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         generation = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
@@ -157,6 +156,26 @@ def _save_checkpoint(
         for name, tensors in {"model.safetensors": to_hf(model), **beside}.items():
             save_file(tensors, draft / name, metadata={"format": "pt"})
         tokenizer.save(draft)
+
+
+def save_adapted(adapter: Adapter, tokenizer: Tokenizer, folder: Path, base: Path) -> None:
+    """Write an adapter in peft's format with its tokenizer, whole or not at all; its base is named by the way from one to the other.
+
+    Raises ResourceError when it cannot be written.
+    """
+    with writing(folder, SafetensorError), _draft_of(folder) as draft:
+        save_adapter(adapter, draft, os.path.relpath(base, folder))
+        tokenizer.save(draft)
+
+
+@contextmanager
+def _draft_of(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` once all is written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    draft.mkdir()
+    try:
+        yield draft
         _put_in_place(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -174,6 +193,18 @@ def _put_in_place(draft: Path, folder: Path) -> None:
             os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def base_folder(folder: Path) -> Path:
+    """Where an adapter's base is. Raises CheckpointError when what it names is no folder here."""
+    found = base_of(folder)
+    if found is None:
+        named = read_adapter_config(folder).get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{folder} is an adapter of {named!r}, which is no folder here; put the base's folder into its adapter_config.json, or in a "
+            "cast make that base the [base]"
+        )
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -217,10 +248,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Load a Llama or Qwen3 checkpoint into the fast decoder.
+    """Load a Llama or Qwen3 checkpoint into the fast decoder; an adapter on the base that it names.
 
-    Raises CheckpointError when the folder is missing, half-written, of another architecture, or lacks a weight.
+    Raises CheckpointError when the folder is missing, half-written, of another architecture, or lacks a weight, or when an adapter's
+    base is not here or another one.
     """
+    if is_adapter(folder):
+        model = load_decoder(base_folder(folder), dtype)
+        Adapted(model, load_adapter(folder))
+        return model
     table = read_config(folder)
     try:
         config = decoder_config(table)

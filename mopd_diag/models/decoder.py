@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mopd_diag.models.linear import QUANTUM, linear
 
@@ -80,8 +81,8 @@ def half_split(rows: Tensor, width: int) -> Tensor:
 
 def rotate(x_NLHE: Tensor, rotary_LE: Tensor) -> Tensor:
     """RoPE on neighbouring pairs. `rotary_LE` is complex [L, E/2]."""
-    x = torch.view_as_complex(x_NLHE.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(x * rotary_LE[:, None, :]).flatten(-2)
+    x = torch.view_as_complex(x_NLHE.float().unflatten(-1, (-1, 2)))  # complex numbers exist in fp32 only
+    return torch.view_as_real(x * rotary_LE[:, None, :]).flatten(-2).to(x_NLHE.dtype)
 
 
 def attend(q_NHLE: Tensor, k_NKLE: Tensor, v_NKLE: Tensor) -> Tensor:
@@ -133,6 +134,13 @@ class Layer(nn.Module):
         q, k = rotate(qk, rotary_LE).split(heads, -2)
         return q.transpose(-3, -2), k.transpose(-3, -2), v.transpose(-3, -2)
 
+    def pass_on(self, x_NLD: Tensor, rotary_LE: Tensor, chosen_M: Tensor | None) -> Tensor:
+        """The whole block; with `chosen_M` only these flat positions pass the feed-forward, [M, D]."""
+        attended = attend(*self.heads(x_NLD, rotary_LE))
+        if chosen_M is not None:
+            x_NLD, attended = (t.flatten(0, 1).index_select(0, chosen_M) for t in (x_NLD, attended))
+        return self.mix(x_NLD, attended)
+
     def mix(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual stream [..., D] after the attention output [..., H·E] and the gated feed-forward."""
         c = self.c
@@ -151,6 +159,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.Parameter(torch.ones(config.hidden_size))
         self.head = None if config.tie_word_embeddings else nn.Parameter(torch.empty_like(self.embed))
+        self.recompute = False
+        """Gradient checkpointing (1604.06174): a backward pass computes each block again instead of keeping what it held."""
         # A plain attribute, not a buffer: casting the module to bf16 must not touch the angles.
         self.rotary_PE = rotary(config.max_position_embeddings, config.head_dim, config.rope_theta)
 
@@ -194,12 +204,13 @@ class Decoder(nn.Module):
         c = self.config
         x = F.embedding(ids_NL, self.embed)
         angles = self.rotary_to(ids_NL.shape[1], ids_NL.device)
+        chosen = F.pad(at_M, (0, -len(at_M) % QUANTUM)) if len(at_M) < ids_NL.numel() else None
         for number, layer in enumerate(self.blocks, 1):
-            attended = attend(*layer.heads(x, angles))
-            if number == c.num_hidden_layers and len(at_M) < ids_NL.numel():
-                chosen = F.pad(at_M, (0, -len(at_M) % QUANTUM))
-                x, attended = (t.flatten(0, 1).index_select(0, chosen) for t in (x, attended))
-            x = layer.mix(x, attended)
+            last = chosen if number == c.num_hidden_layers else None
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer.pass_on, x, angles, last, use_reentrant=False)
+            else:
+                x = layer.pass_on(x, angles, last)
         return F.rms_norm(x.view(-1, c.hidden_size)[: len(at_M)], (c.hidden_size,), self.norm, c.rms_norm_eps)
 
     def forward(self, ids_NL: Tensor) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mopd_diag.errors import CheckpointError
-from mopd_diag.models.checkpoint import decoder_config, from_hf, load_decoder, read_config
+from mopd_diag.models.checkpoint import base_folder, decoder_config, from_hf, load_decoder, read_config
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.foreign import ForeignModel, load_foreign
+from mopd_diag.models.lora import Adapted, Shared, Worn, base_of, is_adapter, load_adapter
 from mopd_diag.models.tokenizer import Tokenizer, load_tokenizer
 
-Model = Decoder | ForeignModel
+Model = Decoder | ForeignModel | Worn
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +25,58 @@ class Loaded:
     path: Path
 
 
-def load(path: Path) -> Loaded:
-    """Load a checkpoint directory or a GGUF file. Raises CheckpointError with what to do when it cannot be used."""
+def load(path: Path, base: Path | None = None) -> Loaded:
+    """Load a checkpoint directory, a GGUF file, or an adapter on the base that it names, or else on `base`.
+
+    Raises CheckpointError with what to do when it cannot be used.
+    """
     if path.suffix == ".gguf":
         return _load_gguf(path)
+    if is_adapter(path):
+        return _load_adapter(path, base)
     table = read_config(path)
     tokenizer = load_tokenizer(path)
     model = load_decoder(path) if decoder_config(table) is not None else ForeignModel(load_foreign(path), str(path))
     _check_vocabulary(model, tokenizer, path)
     return Loaded(model, tokenizer, path)
+
+
+def _load_adapter(path: Path, base: Path | None) -> Loaded:
+    beneath = load(base if base_of(path) is None and base is not None else base_folder(path))
+    if not isinstance(beneath.model, Decoder):
+        raise CheckpointError(
+            f"{path}: adapters are read on Llama and Qwen3 only; merge it into its base (peft: merge_and_unload)"
+        )
+    Adapted(beneath.model, load_adapter(path))
+    return Loaded(beneath.model, _tokenizer(path, beneath.tokenizer), path)
+
+
+def adapters_on_one_base(
+    paths: Mapping[str, Path], base: Path | None = None, told: Callable[[str], None] = lambda _: None
+) -> dict[str, Loaded]:
+    """Of these members, those that are adapters on a base that another one has too: the base is loaded once for all of them.
+
+    `base`: where an adapter belongs whose own base is not here. Raises CheckpointError as `load` does.
+    """
+    homes: dict[Path, list[str]] = {}
+    for name, path in paths.items():
+        if is_adapter(path):
+            homes.setdefault((base_of(path) or base or base_folder(path)).resolve(), []).append(name)
+    found: dict[str, Loaded] = {}
+    for home, names in homes.items():
+        if len(names) < 2:
+            continue
+        told(f"loading {home.name} for {len(names)} adapters")
+        beneath = load(home)
+        if isinstance(beneath.model, Decoder):
+            shared = Shared(beneath.model, {n: load_adapter(paths[n]) for n in names})
+            found |= {n: Loaded(shared[n], _tokenizer(paths[n], beneath.tokenizer), paths[n]) for n in names}
+    return found
+
+
+def _tokenizer(path: Path, otherwise: Tokenizer) -> Tokenizer:
+    """An adapter's own tokenizer, where it brought one."""
+    return load_tokenizer(path) if (path / "tokenizer.json").is_file() else otherwise
 
 
 def _load_gguf(path: Path) -> Loaded:
@@ -44,7 +89,9 @@ def _load_gguf(path: Path) -> Loaded:
     eos = fast.eos_token_id
     if eos is None:
         raise CheckpointError(f"{path}: its tokenizer names no end-of-sequence token; an answer could never end")
-    tokenizer = Tokenizer(fast.backend_tokenizer, eos, eos if fast.pad_token_id is None else fast.pad_token_id)
+    pad = eos if fast.pad_token_id is None else fast.pad_token_id
+    template = fast.chat_template if isinstance(fast.chat_template, str) else None
+    tokenizer = Tokenizer(fast.backend_tokenizer, eos, pad, template, fast.bos_token)
     config = decoder_config(hf.config.to_dict())
     model = ForeignModel(hf, str(path)) if config is None else from_hf(config, hf.state_dict())
     _check_vocabulary(model, tokenizer, path)

@@ -1,4 +1,4 @@
-"""The three things a worker process does for a study: train a stage, evaluate a model, trace its answers.
+"""What a worker process does for a study: train a stage, evaluate a model, trace its answers, compare the domains' gradients.
 
 Each job reads what earlier jobs left in the run directory and writes its own result whole; `done/NAME.json` marks it.
 """
@@ -7,54 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 
-from mopd_diag.config import (
-    DPOStage,
-    GRPOStage,
-    MergeStage,
-    MOPDStage,
-    PlantStage,
-    PPOStage,
-    RejectionStage,
-    RewardModelStage,
-    SeqKDStage,
-    SFTStage,
-    Stage,
-)
 from mopd_diag.diagnostics.attribution import attribute
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.rollouts import Rollouts, pack
 from mopd_diag.engines.scoring import score
-from mopd_diag.models.checkpoint import load_decoder, save_checkpoint
-from mopd_diag.models.decoder import Decoder, DecoderConfig
-from mopd_diag.models.scalar import ScalarDecoder, load_scalar, save_scalar
-from mopd_diag.models.tokenizer import Tokenizer, character_tokenizer
+from mopd_diag.models.checkpoint import load_decoder
+from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.runs.directory import RunDirectory, write_json, write_table
 from mopd_diag.seeds import seed_of
-from mopd_diag.study.counts import allowance, counted
+from mopd_diag.study.learn import train_stage
 from mopd_diag.study.resolve import Study, resolve_identity
-from mopd_diag.training.algorithm import Algorithm, PartAlgorithm, Work
-from mopd_diag.training.distill import MOPD
-from mopd_diag.training.dpo import DPO
-from mopd_diag.training.explore import answer
-from mopd_diag.training.grpo import GRPO
-from mopd_diag.training.loop import Progress, Schedule, TrainingState, Until, train
-from mopd_diag.training.merge import average, task_arithmetic, ties
-from mopd_diag.training.plant import Plant
-from mopd_diag.training.ppo import PPO
-from mopd_diag.training.rejection import Rejection
-from mopd_diag.training.reward_model import RewardModel
-from mopd_diag.training.seqkd import SeqKD
-from mopd_diag.training.sft import SFT
+from mopd_diag.study.shards import drop_shards, take_shard
+from mopd_diag.study.weights import members_of, run_tokenizer
+from mopd_diag.training.algorithm import Work
+from mopd_diag.training.explore import Answers, answer
+from mopd_diag.training.loop import Progress
 from mopd_diag.types import Item, Record
 
-JobKind = Literal["train", "evaluate", "trace"]
+JobKind = Literal["train", "evaluate", "trace", "geometry"]
 GATE_ANSWERS = 256
 
 
@@ -70,9 +47,9 @@ def run_job(run: Path, identity: dict[str, Any], kind: JobKind, name: str, since
     """Do one job in this process and mark it done. `since` is the clock reading (time.time) at which the run began."""
     study = resolve_identity(identity)
     started, began, model_began = time.time() - since, time.perf_counter(), MODEL_TIME.seconds
-    work, algorithm, parents, extra = {"train": _train, "evaluate": _evaluate, "trace": _trace}[kind](
-        RunDirectory(run), study, name, progress
-    )
+    work, algorithm, parents, extra = {"train": _train, "evaluate": _evaluate, "trace": _trace, "geometry": _geometry}[
+        kind
+    ](RunDirectory(run), study, name, progress)
     seconds = time.perf_counter() - began + extra.pop("seconds_before", 0.0)
     seconds_model = MODEL_TIME.seconds - model_began + extra.pop("seconds_model_before", 0.0)
     stage = study.stage(name) if kind == "train" else None
@@ -83,7 +60,7 @@ def run_job(run: Path, identity: dict[str, Any], kind: JobKind, name: str, since
         **{field: getattr(work, field) for field in Work.__slots__},
         "seconds": seconds,
         "seconds_model": seconds_model,
-        "started": started,
+        "started": extra.pop("started", started),
         "device": "cpu",
         "matched_to": stage.matched_to if stage else "",
         "matched_on": stage.matched_on if stage else "",
@@ -99,110 +76,8 @@ Result = tuple[Work, str, tuple[str, ...], dict[str, Any]]
 
 def _train(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
     stage = study.stage(name)
-    tokenizer = character_tokenizer()
-
-    def load(model: str) -> Decoder:
-        judge = isinstance(study.stage(model), RewardModelStage)
-        return (load_scalar if judge else load_decoder)(run.path / "models" / model)
-
-    if isinstance(stage, MergeStage):
-        save_checkpoint(_merged(stage, load), tokenizer, run.path / "models" / name)
-        return Work(), stage.algorithm, stage.parents, {}
-    model = _fresh(stage, study, tokenizer) if stage.start is None else load(stage.start)
-    if isinstance(stage, RewardModelStage | PPOStage):
-        model = ScalarDecoder.of(model)
-    algorithm = _algorithm(stage, study, tokenizer, {m: load(m) for m in stage.models_used})
-    schedule = Schedule(stage.steps, stage.learning_rate, stage.warmup, getattr(stage, "decay", 0))
-    saved = run.path / "saved" / f"{name}.safetensors"
-    began, model_began = time.perf_counter(), MODEL_TIME.seconds
-    extend = _gate(stage, study, tokenizer) if isinstance(stage, SFTStage) and stage.gate else None
-    until = Until(stage.match.on, allowance(study, stage, counted(run.path))) if stage.match else None
-    state = train(model, algorithm, schedule, saved=saved, progress=progress, extend=extend, until=until)
-    before = (state.seconds - (time.perf_counter() - began), state.seconds_model - (MODEL_TIME.seconds - model_began))
-    write_table(run.path / "metrics" / f"{name}.parquet", pd.DataFrame(state.log))
-    if isinstance(stage, RewardModelStage) and isinstance(model, ScalarDecoder):
-        save_scalar(model, tokenizer, run.path / "models" / name)
-    else:  # a value head is no part of the policy
-        save_checkpoint(model, tokenizer, run.path / "models" / name)
-    saved.unlink(missing_ok=True)
-    extra = {
-        "steps": state.step,
-        **state.extra,
-        "seconds_before": max(0.0, before[0]),
-        "seconds_model_before": max(0.0, before[1]),
-    }
-    return state.work, stage.algorithm, stage.parents, extra
-
-
-def _fresh(stage: Stage, study: Study, tokenizer: Tokenizer) -> Decoder:
-    c = study.plan.model.shrunk(getattr(stage, "shrink", None))
-    config = DecoderConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=c.hidden, num_hidden_layers=c.layers, num_attention_heads=c.heads,
-        num_key_value_heads=c.key_value_heads, head_dim=c.head_width, intermediate_size=c.feed_forward, qk_norm=c.architecture == "qwen3",
-    )  # fmt: skip
-    return Decoder.fresh(config, torch.Generator().manual_seed(seed_of(study.plan.seed, "weights")), c.init_std)
-
-
-def _merged(stage: MergeStage, load: Callable[[str], Decoder]) -> Decoder:
-    models = [load(m) for m in stage.models]
-    match stage.method, stage.start:
-        case "task-arithmetic", str(base):
-            return task_arithmetic(load(base), models, stage.scale)
-        case "ties", str(base):
-            return ties(load(base), models, stage.scale, stage.density)
-    return average(models)
-
-
-def _algorithm(
-    stage: Stage, study: Study, tokenizer: Tokenizer, models: Mapping[str, Decoder]
-) -> Algorithm | PartAlgorithm:
-    """The algorithm of a stage, given the models that it reads besides the one it trains, by name."""
-    shared = (tokenizer, study.world, study.domains(stage), study.plan.seed)
-    judge = models.get(getattr(stage, "reward", None) or "")
-    reward = judge if isinstance(judge, ScalarDecoder) else None
-    start = stage.start or ""
-    match stage:
-        case SFTStage():
-            return SFT(stage, *shared)
-        case GRPOStage():
-            return GRPO(stage, *shared)
-        case MOPDStage():
-            teachers = {t: models[t] for t in stage.teachers_used}
-            return MOPD(stage, *shared, teachers, models[stage.reference_used] if stage.reference_used else None)
-        case SeqKDStage():
-            return SeqKD(stage, *shared, models)
-        case PlantStage():
-            return Plant(stage, *shared, models[start])
-        case RewardModelStage():
-            return RewardModel(stage, *shared, models[stage.sampled_from or start])
-        case PPOStage():
-            return PPO(stage, *shared, models[stage.reference or start], reward)
-        case DPOStage():
-            return DPO(stage, *shared, models[stage.sampled_from or start], models[stage.reference or start], reward)
-        case RejectionStage():
-            return Rejection(stage, *shared, models, reward)
-    raise AssertionError(f"no algorithm for {stage!r}")
-
-
-def _gate(stage: SFTStage, study: Study, tokenizer: Tokenizer):
-    """Asks for another fifth of the training while some domain is sampled right less often than the gate's low end."""
-    low, _ = stage.gate or (0.0, 1.0)
-
-    def extend(model: Decoder, state: TrainingState) -> int:
-        rounds = int(state.extra.get("rounds", 0))
-        accuracy = {}
-        for domain in study.domains(stage):
-            address = (study.plan.seed, stage.name, "gate", rounds)
-            items = study.world.draw_batch([domain], GATE_ANSWERS, address)
-            answers = answer(model, tokenizer, study.world, items, seed=seed_of(*address, domain))
-            state.work += answers.work
-            accuracy[domain] = sum(answers.scores) / len(answers.scores)
-        state.extra |= {"rounds": rounds + 1, "gate_accuracy": accuracy}
-        # Before the decay a model samples worse than after it; four fifths of the gate is what that costs.
-        behind = min(accuracy.values()) < 0.8 * low and rounds < stage.extensions
-        return stage.steps // 5 if behind else 0
-
-    return extend
+    work, extra = train_stage(run, study, name, progress)
+    return work, stage.algorithm, stage.parents, extra
 
 
 # -- evaluate -----------------------------------------------------------------------------------------------------------------
@@ -214,26 +89,65 @@ def evaluation_items(study: Study, domain: str) -> list[Item]:
 
 
 def _evaluate(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
-    model, tokenizer = load_decoder(run.path / "models" / name), character_tokenizer()
-    settings, work, records = study.plan.evaluation, Work(), []
-    n = settings.samples if settings.temperature > 0 else 1
-    for done, domain in enumerate(study.world.domains, 1):
-        seed = seed_of(study.plan.seed, "evaluation", name, domain)
-        items = evaluation_items(study, domain)
-        answers = answer(model, tokenizer, study.world, items, seed=seed, n=n, temperature=settings.temperature)
-        work += answers.work
-        tokens = answers.rollouts.own_NL.sum(1).tolist()
-        finished = answers.rollouts.finished_N.tolist()
-        for row, item in enumerate(answers.items):
-            records.append(
-                Record(
-                    name, domain, item.item_id, content_hash(item.prompt), content_hash(item.target), row % n, item.prompt,
-                    answers.texts[row], answers.scores[row], tokens[row], not finished[row],
-                )
-            )  # fmt: skip
-        progress(done, len(study.world.domains), {"reward": sum(answers.scores) / len(answers.scores)})
+    work, records, tokens_of, loaded = Work(), list[Record](), list[dict[str, Any]](), None
+    for number, domain in enumerate(study.world.domains):
+        shard = take_shard(run.path, name, number)
+        if shard is None:
+            loaded = loaded or load_evaluated(run, study, name)
+            answered, tokens, cost = evaluate_domain(*loaded, study, name, domain)
+        else:
+            answered, tokens, cost = [Record(**r) for r in shard["records"]], shard["tokens"], Work(**shard["work"])
+        work += cost
+        records += answered
+        tokens_of += tokens
+        progress(number + 1, len(study.world.domains), {"reward": sum(r.score for r in answered) / len(answered)})
+    if study.plan.model.path is not None:  # characters are their own tokens
+        write_table(tokens_path(run, name), pd.DataFrame(tokens_of))
     run.write_records(name, records)
-    return work, "evaluate", (name,), {}
+    return work, "evaluate", (name,), drop_shards(run.path, name)
+
+
+def load_evaluated(run: RunDirectory, study: Study, name: str) -> tuple[Decoder, Tokenizer]:
+    return load_decoder(run.path / "models" / name), run_tokenizer(run, study, name)
+
+
+def evaluate_domain(
+    model: Decoder, tokenizer: Tokenizer, study: Study, name: str, domain: str
+) -> tuple[list[Record], list[dict[str, Any]], Work]:
+    """Sampled, scored answers to the held-out items of one domain, with their tokens: nothing here depends on other domains."""
+    settings = study.plan.evaluation
+    n = settings.samples if settings.temperature > 0 else 1
+    seed = seed_of(study.plan.seed, "evaluation", name, domain)
+    items = evaluation_items(study, domain)
+    answers = answer(model, tokenizer, study.world, items, seed=seed, n=n, temperature=settings.temperature)
+    tokens, finished = answers.rollouts.own_NL.sum(1).tolist(), answers.rollouts.finished_N.tolist()
+    records = [
+        Record(
+            name, domain, item.item_id, content_hash(item.prompt), content_hash(item.target), row % n, item.prompt,
+            answers.texts[row], answers.scores[row], tokens[row], not finished[row],
+        )
+        for row, item in enumerate(answers.items)
+    ]  # fmt: skip
+    return records, _tokens(answers, n), answers.work
+
+
+def tokens_path(run: RunDirectory, model: str) -> Path:
+    return run.path / "tokens" / f"{model}.parquet"
+
+
+def _tokens(answers: Answers, n: int) -> list[dict[str, Any]]:
+    """The sampled tokens of each answer: its text can be cut into others, and special tokens leave none in it."""
+    rollouts = answers.rollouts
+    first_N, own_NL = rollouts.prompt_N.tolist(), rollouts.own_NL.tolist()
+    return [
+        {
+            "item_id": item.item_id,
+            "sample": row % n,
+            "token_ids": ids,
+            "own": own_NL[row][first_N[row] : first_N[row] + len(ids)],
+        }
+        for row, (item, ids) in enumerate(zip(answers.items, rollouts.responses(), strict=True))
+    ]
 
 
 # -- trace --------------------------------------------------------------------------------------------------------------------
@@ -241,13 +155,13 @@ def _evaluate(run: RunDirectory, study: Study, name: str, progress: Progress) ->
 
 def _trace(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
     """Score some of the model's sampled answers under the whole cast and attribute them."""
-    tokenizer = character_tokenizer()
+    tokenizer = run_tokenizer(run, study, name)
     teachers = list(study.teachers())
     chosen = _chosen(run.records(name), study.plan.diagnosis.attribution_items)
-    rollouts = retokenize(chosen, tokenizer, study)
+    rollouts = retokenize(chosen, tokenizer, study, run)
     # Models that never saw a teacher are the null, but for the one that is judged.
     members = dict.fromkeys((name, "base", *teachers, *study.controls()))
-    models = {m: load_decoder(run.path / "models" / m) for m in members}
+    models = members_of(run, members)
     scored = score(rollouts, models, name, teachers)
     progress(1, 2, {})
     tokens = pd.DataFrame({"token_id": scored.token_T, "token": [tokenizer.token(int(t)) for t in scored.token_T]})
@@ -272,15 +186,48 @@ def _chosen(records: pd.DataFrame, items: int) -> pd.DataFrame:
     return both.sort_index().reset_index(drop=True)
 
 
-def retokenize(records: pd.DataFrame, tokenizer: Tokenizer, study: Study) -> Rollouts:
-    """Recorded answers as rollouts: the end-of-sequence put back where an answer ended by itself, the world's replies not own."""
+def retokenize(records: pd.DataFrame, tokenizer: Tokenizer, study: Study, run: RunDirectory) -> Rollouts:
+    """Recorded answers of one model as rollouts, the world's replies not own: the very tokens that were sampled where the run kept
+    them, else the text's, with the end-of-sequence put back where an answer ended by itself."""
     prompts = tokenizer.encode_all(records["prompt"].tolist())
-    answers = tokenizer.encode_all(records["response"].tolist())
-    answers = [a if cut else [*a, tokenizer.eos_id] for a, cut in zip(answers, records["truncated"], strict=True)]
-    rollouts = pack(prompts, answers, tokenizer.pad_id)
-    targets = {i.item_id: i.target for d in study.world.domains for i in evaluation_items(study, d)}
-    for row, record in enumerate(records.itertuples()):
-        item = Item(record.item_id, record.domain, record.prompt, targets[record.item_id])
-        for start, end in study.world.world_spans(item, record.response):  # one token a character
-            rollouts.own_NL[row, len(prompts[row]) + start : len(prompts[row]) + end] = False
+    kept = _kept(run, records)
+    answers = kept if kept is not None else _from_text(records, tokenizer, study)
+    rollouts = pack(prompts, [ids for ids, _ in answers], tokenizer.pad_id)
+    for row, (ids, own) in enumerate(answers):
+        first = len(prompts[row])
+        rollouts.own_NL[row, first : first + len(ids)] = torch.tensor(own, dtype=torch.bool)
     return rollouts
+
+
+Tokens = list[tuple[list[int], list[bool]]]
+"""Of each answer the token ids, and which of them the model chose."""
+
+
+def _kept(run: RunDirectory, records: pd.DataFrame) -> Tokens | None:
+    """The sampled tokens of recorded answers of one model; None where its run kept none."""
+    path = tokens_path(run, str(records["model"].iloc[0])) if len(records) else None
+    if path is None or not path.is_file():
+        return None
+    table = pd.read_parquet(path).set_index(["item_id", "sample"])
+    found = [table.loc[key] for key in zip(records["item_id"], records["sample"], strict=True)]
+    return [(row["token_ids"].tolist(), row["own"].tolist()) for row in found]
+
+
+def _from_text(records: pd.DataFrame, tokenizer: Tokenizer, study: Study) -> Tokens:
+    targets = {i.item_id: i.target for d in study.world.domains for i in evaluation_items(study, d)}
+    found: Tokens = []
+    for record in records.itertuples():
+        item = Item(record.item_id, record.domain, record.prompt, targets[record.item_id])
+        ids, own = tokenizer.encode_turns(record.response, study.world.world_spans(item, record.response))
+        end = [] if record.truncated else [tokenizer.eos_id]
+        found.append(([*ids, *end], own + [True] * len(end)))
+    return found
+
+
+# -- geometry -----------------------------------------------------------------------------------------------------------------
+
+
+def _geometry(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
+    from mopd_diag.study.geometry import geometry  # it reads answers as this file does
+
+    return geometry(run, study, name, progress)

@@ -19,8 +19,11 @@ from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.errors import writing
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.training.algorithm import Algorithm, Part, PartAlgorithm, Work, token_losses, training_flops
+from mopd_diag.training.held import Held, optimizer_of
 
 SAVE_EVERY_SECONDS = 15.0
+SAVE_SECONDS = 0.75
+"""A save may take this long; one that takes k times as long is made k times less often. Larger models write gigabytes."""
 CLIP_NORM = 1.0
 BETAS = (0.9, 0.95)
 
@@ -84,6 +87,7 @@ def train(
     progress: Progress | None = None,
     extend: Callable[[Decoder, TrainingState], int] | None = None,
     until: Until | None = None,
+    held: Held | None = None,
 ) -> TrainingState:
     """Train `model` in place for `schedule.steps` steps, or until enough is counted, and return what was done.
 
@@ -91,16 +95,28 @@ def train(
     from it; because a step's data depend on its number only, the result is that of an uninterrupted run. `extend` is asked
     once, before the decay begins, how many steps to add (and again before the decay after that). With `until`, the schedule's
     steps are a first guess of the total, corrected as work is counted, and the decay grows or shrinks with it.
+    `held` trains something other than all of the model's weights in this process: an adapter, or shards.
     """
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters, lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0, fused=model.embed.dtype == torch.float32
-    )
+    held = held or Held(model)
+    with held.training():
+        return _train(held, algorithm, schedule, saved, progress, extend, until)
+
+
+def _train(
+    held: Held,
+    algorithm: Algorithm | PartAlgorithm,
+    schedule: Schedule,
+    saved: Path | None,
+    progress: Progress | None,
+    extend: Callable[[Decoder, TrainingState], int] | None,
+    until: Until | None,
+) -> TrainingState:
+    model, optimizer = held.model, optimizer_of(held, schedule.learning_rate, BETAS)
     state = TrainingState()
     if saved is not None and saved.is_file():
-        state = _restore(saved, model, optimizer) or state
+        state = _restore(saved, held, optimizer) or state
     started, model_started = time.perf_counter() - state.seconds, MODEL_TIME.seconds - state.seconds_model
-    written = time.perf_counter()
+    written, pause = time.perf_counter(), SAVE_EVERY_SECONDS
     total = schedule.steps + int(state.extra.get("extended", 0))
     every = algorithm.resumes_every if isinstance(algorithm, PartAlgorithm) else 1
     block = getattr(algorithm, "counts_every", every)
@@ -108,57 +124,68 @@ def train(
         total = int(state.extra.get("total", -(-total // block) * block))
     while state.step < total:
         if extend is not None and state.step == total - schedule.decay:
-            added = extend(model, state)
+            with held.whole():
+                added = extend(model, state)
             state.extra["extended"] = int(state.extra.get("extended", 0)) + added
             total += added
         decay = schedule.decay if until is None else schedule.decay * total // schedule.steps
         now = Schedule(total, schedule.learning_rate, schedule.warmup, decay)
         for group in optimizer.param_groups:
             group["lr"] = now.rate(state.step)
-        metrics = _step(model, algorithm, state, optimizer)
+        metrics = _step(held, algorithm, state, optimizer)
         state.step += 1
         state.seconds = time.perf_counter() - started
         state.seconds_model = MODEL_TIME.seconds - model_started
         metrics |= {"step": float(state.step), "seconds": state.seconds}
         state.log.append(metrics)
         if until is not None:
-            total = state.extra["total"] = until.total(state, total, block)
+            total = state.extra["total"] = held.agreed(until.total(state, total, block))
         if progress is not None:
             done = state.work.tokens_sampled + state.work.tokens_trained
             progress(state.step, total, metrics | {"tokens_per_second": done / max(state.seconds, 1e-9)})
-        if saved is not None and state.step % every == 0 and time.perf_counter() - written > SAVE_EVERY_SECONDS:
-            _save(saved, model, optimizer, state)
+        due = saved is not None and state.step % every == 0
+        if due and saved is not None and held.agreed(time.perf_counter() - written > pause):
+            saving = time.perf_counter()
+            _save(saved, held, optimizer, state)
             written = time.perf_counter()
+            pause = SAVE_EVERY_SECONDS * max(1.0, (written - saving) / SAVE_SECONDS)
     return state
 
 
 def _step(
-    model: Decoder, algorithm: Algorithm | PartAlgorithm, state: TrainingState, optimizer: torch.optim.Optimizer
+    held: Held, algorithm: Algorithm | PartAlgorithm, state: TrainingState, optimizer: torch.optim.Optimizer
 ) -> dict[str, float]:
     """One update; returns the batch's metrics, the loss, and the mean of each reported value (over the batch's tokens)."""
-    batch = algorithm.batch(model, state.step)
+    model = held.model
+    with held.whole():
+        batch = algorithm.batch(model, state.step)
     state.work += batch.work
-    losses, sums, counts, tokens = 0.0, dict[str, float](), dict[str, int](), 0
-    for part in batch.parts:
-        loss, values = _backward(model, algorithm, part)
-        losses += loss
-        tokens += len(part.targets_M)
-        for name, value_M in values.items():
-            sums[name] = sums.get(name, 0.0) + float(value_M.sum())
-            counts[name] = counts.get(name, 0) + len(value_M)
-        state.work.flops += training_flops(model, part.ids_NL, len(part.targets_M))
-    state.work.tokens_trained += tokens
+    sums = {"loss": 0.0}
+    for part, counts in held.mine(batch.parts):
+        with torch.autocast(part.ids_NL.device.type, torch.bfloat16, enabled=held.precision == "bf16"):
+            loss, values = _backward(model, algorithm, part, counts)
+        if counts:
+            sums["loss"] += loss
+            for name, value_M in values.items():
+                sums[f"sum.{name}"] = sums.get(f"sum.{name}", 0.0) + float(value_M.sum())
+                sums[f"count.{name}"] = sums.get(f"count.{name}", 0.0) + len(value_M)
+    state.work.flops += sum(training_flops(model, part.ids_NL, len(part.targets_M)) for part in batch.parts)
+    state.work.tokens_trained += sum(len(part.targets_M) for part in batch.parts)
     if not batch.parts:
         return batch.metrics | {"loss": math.nan, "gradient_norm": 0.0}
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM, foreach=True))
+    sums = held.together(sums)
+    norm = held.clip(CLIP_NORM)
     if math.isfinite(norm):
         optimizer.step()
+        held.stepped()
     optimizer.zero_grad(set_to_none=True)
-    return batch.metrics | {n: v / counts[n] for n, v in sums.items()} | {"loss": losses, "gradient_norm": norm}
+    names = [name.removeprefix("sum.") for name in sums if name.startswith("sum.")]
+    means = {name: sums[f"sum.{name}"] / sums[f"count.{name}"] for name in names}
+    return batch.metrics | means | {"loss": sums["loss"], "gradient_norm": norm}
 
 
 def _backward(
-    model: Decoder, algorithm: Algorithm | PartAlgorithm, part: Part
+    model: Decoder, algorithm: Algorithm | PartAlgorithm, part: Part, counts: bool = True
 ) -> tuple[float, dict[str, torch.Tensor]]:
     with MODEL_TIME:
         hidden_MD = model.hidden_at(part.ids_NL, part.at_M)
@@ -166,14 +193,16 @@ def _backward(
             loss, values = algorithm.part_loss(model, hidden_MD, part)
         else:
             loss, values = token_losses(model, hidden_MD, part, algorithm.token_loss)
-        loss.backward()
+        (loss if counts else loss * 0.0).backward()
     return float(loss.detach()), values
 
 
-def _save(path: Path, model: Decoder, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-    tensors = {f"weight.{n}": p.detach() for n, p in model.named_parameters()}
-    for name, p in model.named_parameters():
-        tensors |= {f"{key}.{name}": value for key, value in optimizer.state.get(p, {}).items()}
+def _save(path: Path, held: Held, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+    tensors = {f"weight.{n}": held.gathered(p.detach()) for n, p in held.named()}
+    for name, p in held.named():
+        tensors |= {f"{key}.{name}": held.gathered(value) for key, value in optimizer.state.get(p, {}).items()}
+    if not held.writes:
+        return
     with writing(path, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.draft")
@@ -181,7 +210,7 @@ def _save(path: Path, model: Decoder, optimizer: torch.optim.Optimizer, state: T
         draft.replace(path)
 
 
-def _restore(path: Path, model: Decoder, optimizer: torch.optim.AdamW) -> TrainingState | None:
+def _restore(path: Path, held: Held, optimizer: torch.optim.AdamW) -> TrainingState | None:
     """Put weights and moments back; None when the file was cut short (training then starts anew)."""
     try:
         with safe_open(path, "pt") as file:
@@ -190,8 +219,10 @@ def _restore(path: Path, model: Decoder, optimizer: torch.optim.AdamW) -> Traini
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(tensors[f"weight.{name}"])
+        for name, p in held.named():
+            p.copy_(held.placed(tensors[f"weight.{name}"], p))
             if f"exp_avg.{name}" in tensors:
-                optimizer.state[p] = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                moments = {key: held.placed(tensors[f"{key}.{name}"], p) for key in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[p] = {"step": tensors[f"step.{name}"], **moments}
+    held.stepped()
     return TrainingState(**{**table, "work": Work(**table["work"])})
