@@ -2,34 +2,72 @@
 
 from __future__ import annotations
 
-from mopd_diag.cli.shared import Json, Run, app, emit, stdout
+from typing import Annotated
+
+import typer
+
+from mopd_diag.cli.shared import Json, Run, app, emit, stderr, stdout
+from mopd_diag.errors import BadInput
 
 
-@app.command(epilog="Example: mopd-diag caps runs/quickstart --json")
-def caps(directory: Run, json_: Json = False) -> None:
+@app.command(epilog="Example: mopd-diag caps runs/quickstart --json; mopd-diag caps runs/quickstart --probe")
+def caps(
+    directory: Run,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Is the cap binding? Train a short RL run from the student and see.")
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", min=1, help="Of the probe; default about a tenth of the student's rollouts.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of the probe; default the run's.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes, as in `run`; a probe needs one.", show_default=False),
+    ] = None,
+    json_: Json = False,
+) -> None:
     """What did the teachers cap? Recovery of each domain's headroom, with intervals and verdicts."""
-    from mopd_diag.diagnostics.study import caps_of
+    from mopd_diag.diagnostics.study import caps_of, probe_of
     from mopd_diag.runs.directory import RunDirectory
 
-    report = caps_of(RunDirectory.open(directory))
-    if json_:
-        emit(report.to_dict())
-    else:
-        from mopd_diag.reporting.terminal import show_tables
+    if probe:
+        from mopd_diag.study.probe import probe as train_probe
 
-        show_tables(RunDirectory.open(directory), stdout(), ["caps"])
+        train_probe(directory, steps=steps, seed=seed, workers=workers, console=stderr())
+    else:
+        for name, value in (("steps", steps), ("seed", seed), ("workers", workers)):
+            if value is not None:
+                raise BadInput(
+                    f"--{name} {value} is about the probe, which was not asked for; add --probe or leave it out"
+                )
+    run = RunDirectory.open(directory)
+    report = caps_of(run)
+    if json_:
+        found = probe_of(run, report)
+        emit(report.to_dict() | {"probe": None if found is None else found.to_dict()})
+    else:
+        from mopd_diag.reporting.terminal import show_caps
+
+        show_caps(run, stdout())
 
 
 @app.command(epilog="Example: mopd-diag interference runs/quickstart")
 def interference(directory: Run, json_: Json = False) -> None:
-    """What did the domains do to one another? Transfer matrix, forgetting and regret, with intervals and verdicts."""
-    from mopd_diag.diagnostics.study import interference_of
+    """What did the domains do to one another? Transfer matrix, forgetting, regret, and which gradients fight, with verdicts."""
+    from mopd_diag.diagnostics.study import geometry_of, interference_of
     from mopd_diag.runs.directory import RunDirectory
 
-    report = interference_of(RunDirectory.open(directory))
+    run = RunDirectory.open(directory)
     if json_:
-        emit(report.to_dict())
+        report = interference_of(run)
+        compared = geometry_of(run, report)
+        emit(report.to_dict() | {"geometry": None if compared is None else compared.to_dict()})
     else:
-        from mopd_diag.reporting.terminal import show_tables
+        from mopd_diag.reporting.terminal import show_interference
 
-        show_tables(RunDirectory.open(directory), stdout(), ["transfer", "measures"])
+        show_interference(run, stdout())
