@@ -11,11 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import draw_scores, frame
 
+from bench.caps_coverage import Cast
 from mopd_diag.diagnostics.caps import caps, recoveries
 from mopd_diag.errors import BadInput
-from mopd_diag.estimators.caps import PARTS, cap, cap_over_seeds, partition, pass_at_ks, recovered
-from mopd_diag.estimators.selection import best_of, halves
-from mopd_diag.estimators.statistics import pass_at_k
+from mopd_diag.estimators.bootstrap import Bootstrap
+from mopd_diag.estimators.caps import (
+    BEST,
+    PARTS,
+    WHOLE,
+    cap,
+    cap_over_seeds,
+    joint_gap,
+    one_sided_gap,
+    partition,
+    pass_at_ks,
+    recovered,
+)
+from mopd_diag.estimators.selection import best_of, contenders, halves
+from mopd_diag.estimators.statistics import equivalence_verdict, item_means, pass_at_k
 
 FAST = {"replicates": 500}
 
@@ -72,6 +85,9 @@ def test_one_item_and_unequal_items():
     for student, teachers in ((np.ones((3, 2)), [np.ones((4, 2))]), (np.ones((4, 2)), [])):
         with pytest.raises(BadInput):
             cap(student, np.zeros((4, 2)), teachers, **FAST)
+    two, one = ((np.ones((4, 2)), np.zeros((4, 2)), [np.ones((4, 2))] * m) for m in (2, 1))
+    with pytest.raises(BadInput, match="the same teachers in every training"):
+        cap_over_seeds([two, one], **FAST)
 
 
 def test_training_seeds_widen_the_interval():
@@ -84,6 +100,24 @@ def test_training_seeds_widen_the_interval():
     assert "3 training seeds" in three.recovery.method and len(three.chosen) == 3
     own_items = cap_over_seeds(runs, same_items=False, **FAST)
     assert own_items.recovery.n_clusters == 3 and "own items" in own_items.recovery.method
+
+
+def test_noise_that_items_hold_already_is_not_counted_twice():
+    """Twenty times three trainings alike but for their samples; then three that are 20 points apart."""
+    rng = np.random.default_rng(0)
+    alike = [[rng.binomial(4, 0.7, 200) / 4 for _ in range(3)] for _ in range(20)]
+    apart = [a * scale for a, scale in zip(alike[0], (0.6, 0.8, 1.0), strict=True)]
+
+    def width(trainings, crossed):
+        e = Bootstrap.over_seeds(trainings, crossed=crossed, replicates=2000).column(0)
+        return e.high - e.low
+
+    residual_TI = np.stack(alike[0]) - np.mean(alike[0], 0) - np.mean(alike[0], 1, keepdims=True) + np.mean(alike[0])
+    noise = Bootstrap.over_seeds(alike[0], crossed=True).noise_RV
+    expected = np.sqrt((residual_TI**2).sum() / (2 * 199 * 3 * 200))
+    assert noise is not None and noise.std() == pytest.approx(expected, rel=0.03)
+    assert np.mean([width(a, True) for a in alike]) < 0.9 * np.mean([width(a, False) for a in alike])
+    assert width(apart, True) == pytest.approx(width(apart, False), rel=0.03)
 
 
 # -- the best teacher -------------------------------------------------------------------------------------------------------
@@ -128,6 +162,46 @@ def test_the_winners_curse_is_gone_where_halves_are_independent():
         fair.append(found.column_I.mean() - 0.7)
     assert np.mean(lucky) > 0.03
     assert abs(np.mean(fair)) < 3 * np.std(fair) / np.sqrt(60) < 0.015
+
+
+def test_contenders_are_those_who_may_be_the_best():
+    s = draw_scores({"far": 0.3, "best": 0.8, "near": 0.79, "weak": 0.6}, 256, 4, 0)
+    means = np.stack([item_means(x) for x in s.values()])
+    leader = int(means.mean(1).argmax())
+    assert contenders([means])[0] == leader and set(contenders([means])) == {1, 2}
+    assert contenders([means[:1]]) == [0] and contenders([means[[1, 1]]]) == [0, 1]
+    better_elsewhere = [means, means[[0, 1, 3, 2]] * 0.9]
+    assert contenders(better_elsewhere)[0] == 1 and {2, 3} <= set(contenders(better_elsewhere))
+
+
+def test_replicates_of_contenders_are_the_slow_definition():
+    """Every contender set level with the leader, and of each replicate the lowest; a rival far behind changes nothing."""
+    equal = draw_scores({"base": 0.4, "student": 0.7} | {f"t{m}": 0.8 for m in range(3)}, 100, 4, 1)
+    found = cap(equal["student"], equal["base"], [equal[f"t{m}"] for m in range(3)], **FAST)
+    boot, leader = found.bootstrap, item_means(equal[f"t{found.teacher}"]).mean()
+    assert boot.means_RV.shape == (500, 4) and boot.point_V[WHOLE] == pytest.approx(leader)
+    assert (boot.means_RV[:, BEST] <= boot.means_RV[:, WHOLE] + 1e-12).all()
+    assert boot.means_RV[:, BEST].mean() < boot.means_RV[:, WHOLE].mean() - 0.005
+    for redrawn in (boot.redraw(0.5), boot.redraw(1.0).redraw(0.5)):
+        assert redrawn.means_RV.shape == (500, 4)
+    far = draw_scores({"base": 0.4, "student": 0.7, "teacher": 0.8, "far": 0.3}, 100, 4, 1)
+    alone = cap(far["student"], far["base"], [far["teacher"]], **FAST)
+    beside = cap(far["student"], far["base"], [far["far"], far["teacher"]], **FAST)
+    np.testing.assert_array_equal(alone.bootstrap.means_RV, beside.bootstrap.means_RV)
+    np.testing.assert_allclose(alone.bootstrap.means_RV[:, BEST], alone.bootstrap.means_RV[:, WHOLE])
+    assert (alone.gap.low, alone.gap.high) == (beside.gap.low, beside.gap.high)
+
+
+def test_a_verdict_is_two_one_sided_tests():
+    one = draw_scores({"base": 0.4, "student": 0.8, "teacher": 0.85}, 150, 4, 3)
+    many = draw_scores({"base": 0.4, "student": 0.8} | {f"t{m}": 0.8 for m in range(6)}, 150, 4, 4)
+    for s in (one, many):
+        found = cap(s["student"], s["base"], [x for m, x in s.items() if m not in ("student", "base")], **FAST)
+        assert found.tested.level == 0.9 and found.gap.level == 0.95 and found.tested.value == found.gap.value
+        assert found.gap.low <= found.tested.low < found.tested.high <= found.gap.high
+        assert found.verdict == equivalence_verdict(found.tested, 0.05) and "each side tested at 5%" in found.gap.note
+    twice = one_sided_gap([found.bootstrap] * 2)
+    assert twice.value == pytest.approx(found.gap.value) and joint_gap([found.bootstrap] * 2).level == 0.95
 
 
 # -- partition and pass@k ---------------------------------------------------------------------------------------------------
@@ -187,6 +261,22 @@ def test_recovery_covers_the_truth():
 def test_a_planted_five_point_cap_is_found():
     seen, _ = _verdicts({"base": 0.5, "student": 0.9, "teacher": 0.95, "teacher-off": 0.45}, 200, 4, 60)
     assert seen["below"] >= 0.8 * 60 and not seen["above"]
+
+
+def test_a_five_point_cap_is_found_at_the_harnesss_own_size():
+    """256 items × 4 samples, four teachers of which one knows the domain."""
+    teachers = {"teacher": 0.8} | {f"teacher-off-{m}": 0.45 for m in range(3)}
+    seen, _ = _verdicts({"base": 0.4, "student": 0.75} | teachers, 256, 4, 60)
+    assert seen["below"] >= 0.8 * 60 and not seen["above"]
+
+
+def test_the_bench_draws_what_it_says():
+    cast = Cast(0.8, 0.9, 0.5, teachers=3, rivals="near", trainings=3, items=4000, spread="hard")
+    scores_TMIS = next(cast.draw(np.random.default_rng(0), 1))
+    assert scores_TMIS.shape == (3, 5, 4000, 4) and cast.recovery == pytest.approx(0.75)
+    np.testing.assert_allclose(scores_TMIS.mean((0, 2, 3)), [0.8, 0.5, 0.9, 0.87, 0.87], atol=0.03)
+    student, _, teacher = scores_TMIS[:, :3].mean((0, 3))
+    assert np.corrcoef(student, teacher)[0, 1] > 0.5, "models agree on which items are hard"
 
 
 def test_twelve_teachers_make_no_student_look_better_than_its_cap():

@@ -16,7 +16,16 @@ import pandas as pd
 from mopd_diag.diagnostics.accuracy import OVERALL, names, pivot, slug
 from mopd_diag.errors import BadInput, nearest
 from mopd_diag.estimators.bootstrap import REPLICATES
-from mopd_diag.estimators.caps import PARTS, Cap, Part, cap_over_seeds, joint_gap, joint_recovery, pass_at_ks
+from mopd_diag.estimators.caps import (
+    PARTS,
+    Cap,
+    Part,
+    cap_over_seeds,
+    joint_gap,
+    joint_recovery,
+    one_sided_gap,
+    pass_at_ks,
+)
 from mopd_diag.estimators.statistics import equivalence_verdict
 from mopd_diag.types import Estimate, Finding, Severity
 
@@ -48,7 +57,7 @@ class DomainCap:
         """JSON-ready: the contract of `mopd-diag caps --json` and more."""
         counts = {p: int(sum((x == p).sum() for x in self.cap.partition_TI)) for p in PARTS}
         total = sum(counts.values())
-        estimates = ("recovery", "student", "base", "best_teacher", "headroom", "gap")
+        estimates = ("recovery", "student", "base", "best_teacher", "headroom", "gap", "tested")
         return {name: getattr(self.cap, name).to_dict() for name in estimates} | {
             "teacher": self.teacher,
             "verdict": self.cap.verdict,
@@ -80,13 +89,15 @@ class CapsReport:
     """Caps of one model over all domains.
 
     `mean_recovery`: unweighted mean over the domains whose headroom is surely above 0, resampled together. `mean_gap`:
-    mean over all domains of model − best teacher, in accuracy; `verdict` is its side of the cap.
+    mean over all domains of model − best teacher, in accuracy; `tested` is the same with the one-sided bounds from which
+    `verdict`, its side of the cap, is read.
     """
 
     model: str
     caps: dict[str, DomainCap]
     mean_recovery: Estimate
     mean_gap: Estimate
+    tested: Estimate
     margin: float
 
     @property
@@ -96,7 +107,7 @@ class CapsReport:
 
     @property
     def verdict(self) -> str:
-        return equivalence_verdict(self.mean_gap, self.margin)
+        return equivalence_verdict(self.tested, self.margin)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: `domains` as in the contract, and the means over them."""
@@ -106,6 +117,7 @@ class CapsReport:
             "domains": self.domains,
             "mean_recovery": self.mean_recovery.to_dict(),
             "mean_gap": self.mean_gap.to_dict(),
+            "tested": self.tested.to_dict(),
             "verdict": self.verdict,
         }
 
@@ -147,7 +159,7 @@ def caps(
     roomy = [c.cap.bootstrap for c in found.values() if c.cap.recovery.defined]
     mean = joint_recovery(roomy)
     note = f"mean of {len(roomy)} of {len(found)} domains, those with headroom" if roomy else mean.note
-    return CapsReport(student, found, replace(mean, note=note), joint_gap(parts), margin)
+    return CapsReport(student, found, replace(mean, note=note), joint_gap(parts), one_sided_gap(parts), margin)
 
 
 def recoveries(

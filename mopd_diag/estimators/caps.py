@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mopd_diag.errors import BadInput
 from mopd_diag.estimators.bootstrap import REPLICATES, Bootstrap
 from mopd_diag.estimators.draws import Floats, Seed
-from mopd_diag.estimators.selection import as_items_by_samples, best_of
+from mopd_diag.estimators.selection import as_items_by_samples, best_of, contenders
 from mopd_diag.estimators.statistics import (
     Verdict,
     detectable_from_interval,
@@ -32,7 +32,7 @@ PARTS: tuple[Part, ...] = ("both", "surpassing", "lost", "inherited")
 SOLVED = 0.5
 """An item counts as solved by a model that is right in more than this share of its samples (a strict majority)."""
 STUDENT, BASE, BEST, WHOLE = range(4)
-"""Columns of a cap's bootstrap: student, base, best teacher (cross-fitted), best teacher on all samples."""
+"""Columns of a cap's bootstrap: student, base, best teacher (cross-fitted), best teacher on all samples. See `_with_rivals`."""
 
 Training = tuple[npt.ArrayLike, npt.ArrayLike, Sequence[npt.ArrayLike]]
 """One training seed: the student's I × S scores, the base's, and those of M teachers."""
@@ -44,7 +44,8 @@ class Cap:
 
     `gap` is student − best teacher (negative: below the cap) and `headroom` best teacher − base, both in accuracy.
     `teacher` is the best teacher's index, `chosen` what the two halves of the samples chose (for each training seed).
-    `partition` assigns each item to one of `PARTS`. `bootstrap` has the four columns named above, for joining domains.
+    `tested` is the gap with the one-sided bounds that `verdict` is read from. `partition` assigns each item to one of `PARTS`.
+    `bootstrap` has the four columns named above, for joining domains.
     """
 
     recovery: Estimate
@@ -53,6 +54,7 @@ class Cap:
     best_teacher: Estimate
     headroom: Estimate
     gap: Estimate
+    tested: Estimate
     verdict: Verdict
     teacher: int
     chosen: tuple[tuple[int, int], ...]
@@ -94,40 +96,74 @@ def cap_over_seeds(
 
     - *Best teacher*: chosen on one half of the samples and scored on the other, both ways (`selection.best_of`).
     - *Recovery*: ratio of means; undefined, with the reason, when the interval of the headroom covers 0.
-    - *Verdict*: equivalence test of the gap with ±`margin` of accuracy.
-    - *Intervals* of recovery and gap are widened on the safe side: the upper end is taken against the cross-fitted teacher
-      (on average not above the true cap), the lower end also against the best on all samples (on average not below it).
+    - *Intervals* hold whichever of the `selection.contenders` is the best teacher: see `_with_rivals` and `_against`.
+    - *Verdict*: one-sided tests of the gap, each at 1 − `level`, and an equivalence test with ±`margin` of accuracy (Schuirmann 1987),
+      all read from `tested`, whose bounds enclose 2·`level` − 1.
     - *Partition*: `both` the student and some teacher solve the item; `surpassing` the student alone; `lost` the best
       teacher solves it and the student does not; `inherited` neither the student nor the best teacher.
 
     Raises BadInput for unequal items, no teachers, or a negative margin.
     """
-    columns, partitions, chosen = [], [], []
-    for student, base, teachers in trainings:
-        best = best_of(teachers, seed=_first(seed))
+    bests = [best_of(teachers, seed=_first(seed)) for _, _, teachers in trainings]
+    taught = [np.stack([item_means(as_items_by_samples(t)) for t in teachers]) for _, _, teachers in trainings]
+    if len({len(t) for t in taught}) != 1:
+        raise BadInput(f"expected the same teachers in every training, got {[len(t) for t in taught]} of them")
+    able = contenders(taught)
+    columns, partitions = [], []
+    for (student, base, _), best, taught_MI in zip(trainings, bests, taught, strict=True):
         own, start = (item_means(as_items_by_samples(x)) for x in (student, base))
         if not len(own) == len(start) == len(best.column_I):
             sizes = f"{len(own)} of the student, {len(start)} of the base, {len(best.column_I)} of the teachers"
             raise BadInput(f"expected the same items, got {sizes}")
-        columns.append(np.column_stack([own, start, best.column_I, best.whole_I]))
-        partitions.append(partition(own, [item_means(as_items_by_samples(t)) for t in teachers], best.index))
-        chosen.append(best.chosen)
-    boot = Bootstrap.over_seeds(
-        columns, same_items=same_items, seed=seed, shift_seed=shift_seed, level=level, replicates=replicates
+        columns.append(np.column_stack([own, start, best.column_I, *taught_MI[able]]))
+        partitions.append(partition(own, list(taught_MI), best.index))
+    boot = _with_rivals(
+        Bootstrap.over_seeds(
+            columns,
+            same_items=same_items,
+            seed=seed,
+            shift_seed=shift_seed,
+            level=level,
+            replicates=replicates,
+            crossed=True,
+        )
     )
-    overall = [
-        np.mean([item_means(as_items_by_samples(t[2][m])).mean() for t in trainings])
-        for m in range(len(trainings[0][2]))
-    ]
-    headroom = boot.estimate(lambda m: m[..., BEST] - m[..., BASE], unit="difference")
-    gap = joint_gap([boot])
-    verdict = equivalence_verdict(gap, margin)
-    effect = detectable_from_interval(gap)
-    note = _note(verdict, margin, effect) if gap.defined else gap.note
+    headroom = _against([boot], lambda m, t: t - m[..., BASE], "difference")
+    gap, tested = joint_gap([boot]), one_sided_gap([boot])
+    verdict = equivalence_verdict(tested, margin)
+    effect = detectable_from_interval(tested)
+    note = _note(verdict, margin, effect, level) if gap.defined else gap.note
     return Cap(
-        recovery(boot, headroom, note), boot.column(STUDENT), boot.column(BASE), boot.column(BEST), headroom,
-        replace(gap, note=note), verdict, int(np.argmax(overall)), tuple(chosen), effect, tuple(partitions), boot,
+        recovery(boot, headroom, note), boot.column(STUDENT), boot.column(BASE), _against([boot], lambda m, t: t, "share"),
+        headroom, replace(gap, note=note), tested, verdict, able[0], tuple(b.chosen for b in bests), effect, tuple(partitions), boot,
     )  # fmt: skip
+
+
+def _with_rivals(boot: Bootstrap) -> Bootstrap:
+    """The four columns of a cap from a bootstrap whose columns from `WHOLE` on are the contenders, the leader first.
+
+    Whoever leads may lead by luck. In the replicates, `WHOLE` is the leader as measured: at least the best teacher, on average. `BEST`
+    is the leader's level less the worst that a replicate does to any contender, as if all of them were equal at that level: the least
+    favourable case (as in Dunnett's and other max-t tests), so at most the best teacher. With one contender they are the same.
+    """
+    away_RN, level = boot.means_RV[:, WHOLE:] - boot.point_V[WHOLE:], boot.point_V[WHOLE]
+    worst_R = away_RN.min(1)
+    means = boot.means_RV[:, : WHOLE + 1].copy()
+    means[:, BEST] = level + worst_R
+
+    def beside(added_RV: Floats | None) -> Floats | None:
+        if added_RV is None:
+            return None
+        added = added_RV[:, : WHOLE + 1].copy()
+        added[:, BEST] = (away_RN + added_RV[:, WHOLE:]).min(1) - worst_R
+        return added
+
+    redraw = boot.redraw
+    again = None if redraw is None else lambda weight: _with_rivals(redraw(weight))
+    shift, noise = beside(boot.shift_RV), beside(boot.noise_RV)
+    return replace(
+        boot, point_V=boot.point_V[: WHOLE + 1], means_RV=means, shift_RV=shift, noise_RV=noise, redraw=again
+    )
 
 
 def recovery(boot: Bootstrap, headroom: Estimate, note: str = "") -> Estimate:
@@ -142,31 +178,54 @@ def recovery(boot: Bootstrap, headroom: Estimate, note: str = "") -> Estimate:
 def joint_recovery(parts: Sequence[Bootstrap]) -> Estimate:
     """Unweighted mean of the recoveries of several domains, resampled together (items within each domain).
 
-    `parts`: bootstraps of caps whose headroom is surely above 0. The lower end is also taken against the best teachers on
-    all samples, as in `joint_gap`. Undefined when there are no parts.
+    `parts`: bootstraps of caps whose headroom is surely above 0. Undefined when there are no parts.
     """
     if not parts:
         return Estimate.undefined("no domain has headroom", unit="ratio")
-    return _against_both(parts, lambda m, t: (m[..., STUDENT] - m[..., BASE]) / (m[..., t] - m[..., BASE]), "ratio")
+    return _against(parts, lambda m, t: (m[..., STUDENT] - m[..., BASE]) / (t - m[..., BASE]), "ratio")
 
 
 def joint_gap(parts: Sequence[Bootstrap]) -> Estimate:
-    """Unweighted mean over domains of student − best teacher (negative: below the cap).
+    """Unweighted mean over domains of student − best teacher (negative: below the cap)."""
+    return _against(parts, lambda m, t: m[..., STUDENT] - t, "difference")
 
-    Value and upper end against the cross-fitted teachers, lower end also against the best on all samples.
+
+def one_sided_gap(parts: Sequence[Bootstrap]) -> Estimate:
+    """`joint_gap` with bounds for verdicts: each holds alone with the level, so the two enclose 2·level − 1 (0.90 for 0.95)."""
+    return _against(parts, lambda m, t: m[..., STUDENT] - t, "difference", one_sided=True)
+
+
+def _against(
+    parts: Sequence[Bootstrap], statistic: Callable[[Floats, Floats], Floats], unit: str, *, one_sided: bool = False
+) -> Estimate:
+    """Mean over domains of a statistic of (means, level of the best teacher).
+
+    Its value is taken at the cross-fitted teachers. Of the two kinds of replicates (`_with_rivals`), the one that reaches lower bounds
+    it from below, the other from above: both ends hold whoever is the best. Where several teachers contend, the lower end then misses
+    less often than it may; what it leaves unused goes to the upper end, so that contenders that are really equal make no interval
+    wider than its level.
     """
-    return _against_both(parts, lambda m, t: m[..., STUDENT] - m[..., t], "difference")
-
-
-def _against_both(parts: Sequence[Bootstrap], statistic: Callable[[Floats, int], Floats], unit: str) -> Estimate:
-    """Mean over domains of a statistic of (means, column of the teacher), its interval widened on the safe side."""
     joined, n = Bootstrap.join(parts), len(parts)
 
-    def against(teacher: int) -> Estimate:
-        return joined.estimate(lambda m: statistic(m.reshape(*m.shape[:-1], n, 4), teacher).mean(-1), unit=unit)
+    def against(teacher: int) -> Callable[[Floats], Floats]:
+        def mean(means: Floats) -> Floats:
+            m = means.reshape(*means.shape[:-1], n, 4)
+            return statistic(m, m[..., teacher]).mean(-1)
 
-    fitted, whole = against(BEST), against(WHOLE)
-    return replace(fitted, low=min(fitted.low, whole.low)) if fitted.defined and whole.defined else fitted
+        return mean
+
+    found = joined.estimate(against(BEST), unit=unit)
+    if not found.defined:
+        return found
+    tail = (1 - joined.level) * (1 if one_sided else 0.5)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = [d[np.isfinite(d)] for d in (joined.draws(against(t)) for t in (BEST, WHOLE))]
+    lows = [np.quantile(d, tail) for d in draws]
+    low, above = min(lows), draws[int(np.argmin(lows) == 0)]
+    unused = 0.0 if one_sided else max(0.0, tail - float((above < low).mean()))
+    high = np.quantile(above, 1 - tail - unused)
+    level = round(1 - 2 * tail, 12)
+    return replace(found, low=min(float(low), found.value), high=max(float(high), found.value), level=level)
 
 
 def partition(student_I: npt.ArrayLike, teachers_MI: Sequence[npt.ArrayLike], best: int) -> npt.NDArray[np.str_]:
@@ -202,9 +261,10 @@ def pass_at_ks(
     return [told[m * len(ks) : (m + 1) * len(ks)] for m in range(len(models))]
 
 
-def _note(verdict: Verdict, margin: float, effect: float) -> str:
+def _note(verdict: Verdict, margin: float, effect: float, level: float) -> str:
     where = "cannot be placed against the cap" if verdict == "undetermined" else f"{verdict} the cap"
-    return f"{where}: margin {margin:g}, smallest detectable gap at 80% power {effect:.3f}"
+    sides = f"each side tested at {1 - level:.1%}".replace(".0%", "%")
+    return f"{where}: margin {margin:g}, {sides}, smallest detectable gap at 80% power {effect:.3f}"
 
 
 def _first(seed: Seed) -> int:

@@ -27,6 +27,7 @@ CHUNK = 4_000_000  # weights held at once: 32 MB
 FEW_ROWS = 1_000  # distinct rows up to which their counts are drawn at once; a binomial draw costs several integers
 INDEPENDENT = 10  # items' worth of belief that columns differ on the unseen item
 SEED_LEVEL = 0x5EED  # keeps the draws of the training-seed level apart from those of the items
+NOISE_LEVEL = 0x0153  # and from those of the noise between trainings
 
 
 def cluster_sums(columns_IV: Floats, clusters: Clusters) -> tuple[Floats, Floats]:
@@ -113,3 +114,22 @@ def draw_seed_shift(means_TV: Floats, seed: Seed, replicates: int) -> Floats:
     rng = np.random.default_rng([*np.atleast_1d(np.asarray(seed)).tolist(), SEED_LEVEL])
     n = len(means_TV)
     return rng.standard_normal((replicates, n)) @ (means_TV - means_TV.mean(0)) / np.sqrt(n * (n - 1))
+
+
+def draw_crossed_noise(
+    columns_TIV: Sequence[Floats], seed: Seed, replicates: int, clusters: Clusters | None = None
+) -> Floats:
+    """R × V normal draws of what trainings alike in truth would differ by: the interaction of items and trainings.
+
+    Its covariance is the residual mean square of the items × trainings table, per mean over all trainings: an item's samples, and what
+    a training did to that item alone. The draws over items hold it already.
+    """
+    table_TIV = np.stack(columns_TIV)
+    residual_TIV = table_TIV - table_TIV.mean(0) - table_TIV.mean(1, keepdims=True) + table_TIV.mean((0, 1))
+    parts_TCV = residual_TIV if clusters is None else np.stack([cluster_sums(r, clusters)[0] for r in residual_TIV])
+    n, n_clusters, n_columns = parts_TCV.shape
+    flat = parts_TCV.reshape(-1, n_columns)
+    freedom = max(1, (n - 1) * (n_clusters - 1))
+    values, vectors = np.linalg.eigh(flat.T @ flat * (n_clusters / (freedom * n * table_TIV.shape[1] ** 2)))
+    rng = np.random.default_rng([*np.atleast_1d(np.asarray(seed)).tolist(), NOISE_LEVEL])
+    return (rng.standard_normal((replicates, n_columns)) * np.sqrt(values.clip(0))) @ vectors.T
