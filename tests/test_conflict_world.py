@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from mopd_diag.study.resolve import find_plan
 from mopd_diag.types import Item
 from mopd_diag.worlds import load_world
-from mopd_diag.worlds.micro.planted import PLANTED, planted_relations
+from mopd_diag.worlds.micro.planted import ENTANGLED, PLANTED, planted_relations
 
 WORLD = load_world("planted")
 PAIRS = {
     r: [tuple(sorted(p)) for p, planted in planted_relations().items() if planted == r] for r in ("conflict", "help")
 }
 CONFLICTS = [("rising", "falling"), ("larger", "smaller"), ("forwards", "backwards")]
+HIDDEN = [("ordered-first", "ordered-last"), ("larger-tens", "larger-ones"), ("mirrored-second", "mirrored-third")]
 HELP = [("sum", "ones"), ("machine", "middle"), ("division", "remainders")]
 """(whole, part)"""
 
@@ -46,6 +47,37 @@ def test_in_a_conflict_no_answer_is_right_on_both_sides_of_the_same_prompt(a: st
         assert right_a != right_b
         assert PLANTED[a].score(prompt, right_a, right_a) == PLANTED[b].score(prompt, right_b, right_b) == 1
         assert PLANTED[a].score(prompt, right_a, right_b) == PLANTED[b].score(prompt, right_b, right_a) == 0
+
+
+@pytest.mark.parametrize(("a", "b"), HIDDEN)
+def test_entangled_sides_share_the_working_and_differ_in_the_end(a: str, b: str) -> None:
+    world = load_world("entangled", [a, b])
+    right = {i.prompt: i.target for i in world.draw_batch([b], 600, ("test",))}
+    both = [(i.target, right[i.prompt]) for i in world.draw_batch([a], 600, ("test",)) if i.prompt in right]
+    assert len(both) > 20
+    for mine, theirs in both:
+        assert mine[:-1] == theirs[:-1] and mine != theirs
+        assert ENTANGLED[a].score("", mine, theirs) == 0 == ENTANGLED[b].score("", theirs, mine)
+    shown = world.demonstrations([a, b], 1000, ("test",))
+    assert 0.55 < sum(world.score(i, said) for i, said in shown) / len(shown) < 0.65
+    assert all(said[-2:] == i.target[-2:] and len(said) < ENTANGLED[a].max_new_tokens for i, said in shown)
+    held_out = {i.prompt for name in (a, b) for i in world.evaluation_items(name, 100, ("test",))}
+    assert not held_out & {i.prompt for name in (a, b) for i in world.draw_batch([name], 400, ("test",))}
+
+
+@pytest.mark.parametrize(("a", "b"), HIDDEN)
+def test_entangled_sides_want_the_same_tokens_on_average(a: str, b: str) -> None:
+    """So that no head bias tells them apart: the fight is about the prompt at hand."""
+    world = load_world("entangled", [a, b])
+    ends = [Counter(i.target[-1] for i in world.draw_batch([name], 800, ("ends",))) for name in (a, b)]
+    apart = sum(abs(ends[0][d] - ends[1][d]) for d in "0123456789") / 800
+    assert apart < (0.25 if a != "larger-tens" else 0.8)
+
+
+def test_entangled_relations() -> None:
+    relations = planted_relations(ENTANGLED)
+    assert {frozenset(p) for p in HIDDEN} == {p for p, r in relations.items() if r == "conflict"}
+    assert Counter(relations.values()) == {"conflict": 3, "help": 3, None: 60}
 
 
 @pytest.mark.parametrize(("whole", "part"), HELP)

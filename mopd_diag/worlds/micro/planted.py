@@ -1,9 +1,13 @@
-"""The planted world: what the domains do to one another is known by construction, so that a diagnosis can be tested against it.
+"""The planted worlds: what the domains do to one another is known by construction, so that a diagnosis can be tested against it.
 
 *Conflict.* Two domains share every prompt to the letter and want different answers: no response is right in both, and their
 accuracies cannot sum to more than one. *Help.* Two domains share prompts and right answers, but one is right as soon as the first
 part of the working is: whoever is right in the whole is right in the part. Domains of different pairs share no prompt: nothing is
 planted between them, which does not say that nothing happens.
+
+The world `planted` has open conflicts: nearly every token of the two answers differs. In `entangled` the two sides want the same
+working, digit for digit, and then repeat a different digit of the prompt: most of what each learns helps the other, and one token at
+the end takes it back. Where the fight is about which position to read, a specialist carries it to the other pairs too.
 
 Both sides of a pair hold out the same prompts, or training on one would show the other's.
 """
@@ -12,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,8 +106,44 @@ def _backwards(rng: random.Random) -> tuple[str, str]:
     return prompt, target[::-1]
 
 
+Question = Callable[[random.Random], tuple[str, str]]
+
+
+def _then(question: Question, end: Callable[[str, str], str], other_end: Callable[[str, str], str]) -> Question:
+    """The same question; after the answer, what `end` makes of prompt and answer, never what the other side makes of them."""
+
+    def draw(rng: random.Random) -> tuple[str, str]:
+        while True:
+            prompt, target = question(rng)
+            if end(prompt, target) != other_end(prompt, target):
+                return prompt, f"{target};{end(prompt, target)}"
+
+    return draw
+
+
+def _both(
+    question: Question, one: Callable[[str, str], str], two: Callable[[str, str], str]
+) -> tuple[Question, Question]:
+    return _then(question, one, two), _then(question, two, one)
+
+
+_FIRST, _LAST = _both(_rising, lambda prompt, _: prompt[1], lambda prompt, _: prompt[4])
+_TENS, _ONES = _both(_larger, lambda _, target: target[0], lambda _, target: target[1])
+_SECOND, _THIRD = _both(_backwards, lambda prompt, _: prompt[2], lambda prompt, _: prompt[3])
+
+
 def _a_wrong_digit(prompt: str, target: str, rng: random.Random) -> str:
     return wrong_digit(target, rng)
+
+
+def _wrong_working(prompt: str, target: str, rng: random.Random) -> str:
+    """A wrong digit before the semicolon."""
+    working, mark, end = target.partition(";")
+    return wrong_digit(working, rng) + mark + end
+
+
+def _wrong_first(prompt: str, target: str, rng: random.Random) -> str:
+    return other("0123456789", target[0], rng) + target[1:]
 
 
 def _wrong_ones(prompt: str, target: str, rng: random.Random) -> str:
@@ -133,13 +173,25 @@ def _pair(
     ]
 
 
-_PAIRS = [
+_OPEN = [
     _pair("order", "conflict", _a_wrong_digit, ("rising", "four digits in rising order", _rising, ""),
           ("falling", "the same four digits in falling order", _falling, "")),
     _pair("size", "conflict", _a_wrong_digit, ("larger", "the larger of two numbers", _larger, ""),
           ("smaller", "the smaller of the same two numbers", _smaller, "")),
     _pair("reading", "conflict", _a_wrong_digit, ("forwards", "four digits as they stand", _forwards, ""),
           ("backwards", "the same four digits from the end", _backwards, "")),
+]  # fmt: skip
+
+_HIDDEN = [
+    _pair("order", "conflict", _wrong_working, ("ordered-first", "rising order, then the digit that stood first", _FIRST, ""),
+          ("ordered-last", "rising order, then the digit that stood last", _LAST, "")),
+    _pair("size", "conflict", _wrong_first, ("larger-tens", "the larger of two numbers, then its tens again", _TENS, ""),
+          ("larger-ones", "the larger of two numbers, then its ones again", _ONES, "")),
+    _pair("reading", "conflict", _wrong_first, ("mirrored-second", "from the end, then the second digit again", _SECOND, ""),
+          ("mirrored-third", "from the end, then the third digit again", _THIRD, "")),
+]  # fmt: skip
+
+_HELP = [
     _pair("sums", "help", _wrong_ones, ("sum", "two-digit sums, all of the working judged", Addition().draw, ""),
           ("ones", "the same sums, only the ones judged", Addition().draw, ",")),
     _pair("machine", "help", _wrong_middle, ("machine", "reverse Polish, all of the working judged", Stack().draw, ""),
@@ -148,11 +200,19 @@ _PAIRS = [
           ("remainders", "the same divisions, only the first two remainders judged", Modular().draw, ";")),
 ]  # fmt: skip
 
-PLANTED: dict[str, Planted] = {d.name: d for side in zip(*_PAIRS, strict=True) for d in side}
-"""Domains by name: one side of every pair, then the other."""
+
+def _by_side(pairs: list[list[Planted]]) -> dict[str, Planted]:
+    """Domains by name: one side of every pair, then the other."""
+    return {d.name: d for side in zip(*pairs, strict=True) for d in side}
 
 
-def planted_relations() -> dict[frozenset[str], Relation | None]:
-    """Every two domains of the planted world → what was planted between them, None for nothing."""
-    pairs: dict[frozenset[str], Relation] = {frozenset(d.name for d in pair): pair[0].relation for pair in _PAIRS}
-    return {frozenset(two): pairs.get(frozenset(two)) for two in itertools.combinations(PLANTED, 2)}
+PLANTED = _by_side(_OPEN + _HELP)
+ENTANGLED = _by_side(_HIDDEN + _HELP)
+
+
+def planted_relations(domains: Iterable[str] = tuple(PLANTED)) -> dict[frozenset[str], Relation | None]:
+    """Every two of the domains → what was planted between them, None for nothing."""
+    pairs: dict[frozenset[str], Relation] = {
+        frozenset(d.name for d in pair): pair[0].relation for pair in _OPEN + _HIDDEN + _HELP
+    }
+    return {frozenset(two): pairs.get(frozenset(two)) for two in itertools.combinations(domains, 2)}
