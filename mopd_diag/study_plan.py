@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from mopd_diag.config import (
     Budget,
+    ComputeConfig,
     Counted,
     DiagnosisConfig,
     EvaluationConfig,
@@ -27,8 +28,8 @@ class StudySection(Strict):
     summary: str = ""
     reference: Name = "mopd"
     """The recipe whose final model is `student` and whose cost the others are matched to."""
-    recipes: Annotated[tuple[Name, ...], Field(min_length=1)]
-    """The others; the final model of each is `rival-RECIPE`."""
+    recipes: tuple[Name, ...] = ()
+    """The others; the final model of each is `rival-RECIPE`. Without any, the reference's own rivals are what it is compared with."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     budget: Budget = "small"
     match: Counted = "flops"
@@ -53,3 +54,4 @@ class StudyPlan(Strict):
     model: ModelConfig = ModelConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     diagnosis: DiagnosisConfig = DiagnosisConfig()
+    compute: ComputeConfig = ComputeConfig()

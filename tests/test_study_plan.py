@@ -14,9 +14,9 @@ from mopd_diag.errors import BadInput, RunDirectoryError
 from mopd_diag.study.check import check_target
 from mopd_diag.study.counts import allowance, counted, path_count
 from mopd_diag.study.jobs import run_job
-from mopd_diag.study.joined import study_of
+from mopd_diag.study.joined import join, study_of
 from mopd_diag.study.listing import listed
-from mopd_diag.study.resolve import Study, resolve, resolve_identity
+from mopd_diag.study.resolve import Study, find_plan, resolve, resolve_identity
 from mopd_diag.study.run import make_jobs
 from mopd_diag.study.studies import find_study, run_studies
 from mopd_diag.study_plan import StudyPlan
@@ -86,7 +86,6 @@ def test_what_differs_is_renamed_with_all_that_it_uses() -> None:
         ({"recipes": ["mixed-rl", "mixed-rl"]}, "recipe 'mixed-rl' stands twice"),
         ({"recipes": ["mopd"]}, "recipe 'mopd' stands twice"),
         ({"recipes": ["mixed-lr"]}, "no recipe 'mixed-lr'; did you mean 'mixed-rl'"),
-        ({"recipes": []}, "recipes"),
         ({"recipes": ["mixed-rl"], "match": "tokens"}, "'flops'"),
         ({"recipes": ["mixed-rl"], "sedes": [1]}, "did you mean 'seeds'"),
         ({"recipes": ["mixed-rl"], "seeds": []}, "seeds"),
@@ -116,7 +115,7 @@ def test_a_plan_is_no_study(tmp_path: Path) -> None:
 
 
 def test_the_command_line_overrides_seed_budget_and_world() -> None:
-    found = find_study("mopd-vs-rl", seed=7, budget="smoke", world="micro:addition,stack")
+    found = find_study("mopd-vs-rl", seeds=[7], budget="smoke", world="micro:addition,stack")
     assert found is not None
     assert (found.study.seeds, found.study.budget, found.world.domains) == ((7,), "smoke", ("addition", "stack"))
 
@@ -263,3 +262,21 @@ def test_a_study_runs_and_its_results_say_who_was_matched(tmp_path: Path, monkey
     table["study"]["match"] = "flops"
     with pytest.raises(RunDirectoryError, match="belongs to another study"):
         run_studies(parse(StudyPlan, table, "study.toml"), out)
+
+
+def test_a_recipe_on_several_seeds_is_a_study_of_itself_with_its_own_rivals(tmp_path: Path) -> None:
+    found = find_study("quickstart", seeds=[3, 1], budget="smoke", world="micro:addition,stack")
+    assert found is not None
+    assert (found.study.seeds, found.study.reference, found.study.recipes) == ((3, 1), "mopd", ())
+    study = study_of(found, 3)
+    alone = find_plan("quickstart", seed=3, budget="smoke", world="micro:addition,stack")
+    assert [s.name for s in study.stages] == [s.name for s in alone.stages]
+    finals = join(found, study.world).finals
+    assert finals["mopd"] == "student" and "rival-mixed-rl" in finals.values()
+    with pytest.raises(BadInput, match="seed 2 stands twice"):
+        find_study("mopd", seeds=[2, 2])
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\n[[stages]]\nname = "base"\nalgorithm = "sft"\nsteps = 3\n[world]\nname = "micro"\ndomains = ["stack"]\n'
+    )
+    with pytest.raises(BadInput, match="has stages of its own; several seeds need a recipe or a study"):
+        find_study(str(tmp_path / "own.toml"), seeds=[0, 1])

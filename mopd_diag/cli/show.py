@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from mopd_diag.cli.shared import Json, Run, app, emit
+from mopd_diag.cli.shared import Json, app, emit
 
 
 @app.command(epilog="Example: mopd-diag report runs/quickstart --out report.html")
 def report(
-    directory: Run,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A run directory, or that of a study.", show_default=False)
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE.html", help="Default DIR/report.html; Markdown goes beside it."),
@@ -20,12 +22,21 @@ def report(
     json_: Json = False,
 ) -> None:
     """Write one self-contained HTML page, and Markdown beside it."""
-    from mopd_diag.reporting.report import write_report
-    from mopd_diag.runs.directory import RunDirectory
+    from mopd_diag.study.conclude import is_study, reported
 
-    html, markdown = write_report(RunDirectory.open(directory), out)
+    if is_study(directory):
+        html, markdown = reported(directory, out)[1]
+        found = {}
+    else:
+        from mopd_diag.reporting.report import write_report
+        from mopd_diag.reporting.teachers import costs_of
+        from mopd_diag.runs.directory import RunDirectory
+
+        run = RunDirectory.open(directory)
+        html, markdown = write_report(run, out)
+        found = {"teachers": [c.to_dict() for c in costs_of(run)]} if json_ else {}
     if json_:
-        emit({"html": str(html), "markdown": str(markdown)})
+        emit({"html": str(html), "markdown": str(markdown), **found})
     else:
         typer.echo(f"{html}\n{markdown}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -14,29 +13,10 @@ import pandas as pd
 from mopd_diag.reporting import text
 from mopd_diag.reporting.charts import LABEL, PASS_THROUGH, ROW, dressed, frame_of, names_axis, room
 from mopd_diag.reporting.look import LIGHT, ROLE_SHAPES, Cast, Look
-from mopd_diag.reporting.paths import SERVICES, line_of
-from mopd_diag.types import Estimate
+from mopd_diag.reporting.paths import SERVICES, CostPoint, line_of, pareto
 
 CURVES = {"reward": "reward", "score": "score", "accuracy": "accuracy", "kl": "KL (nats)", "loss": "loss"}
 """Metrics worth a curve, best first, with the words under which they are shown."""
-
-
-@dataclass(frozen=True)
-class CostPoint:
-    """What a model cost with everything it was made from, and what came of it."""
-
-    model: str
-    cost: float
-    result: Estimate
-
-
-def pareto(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """The points that no other one beats at the same cost or less, by increasing cost."""
-    best: list[CostPoint] = []
-    for point in sorted(points, key=lambda p: (p.cost, -p.result.value)):
-        if point.result.defined and (not best or point.result.value > best[-1].result.value):
-            best.append(point)
-    return best
 
 
 def cost_chart(

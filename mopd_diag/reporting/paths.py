@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+
+from mopd_diag.types import Estimate
 
 COUNTS = ("tokens_sampled", "tokens_trained", "tokens_scored", "rollouts", "flops", "seconds")
 
@@ -105,3 +107,21 @@ def model_share(ledger: pd.DataFrame) -> float:
     if "seconds_model" not in ledger.columns or not float(ledger["seconds"].sum()):
         return math.nan
     return float(ledger["seconds_model"].sum()) / float(ledger["seconds"].sum())
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """What a model cost with everything it was made from, and what came of it."""
+
+    model: str
+    cost: float
+    result: Estimate
+
+
+def pareto(points: Sequence[CostPoint]) -> list[CostPoint]:
+    """The points that no other one beats at the same cost or less, by increasing cost."""
+    best: list[CostPoint] = []
+    for point in sorted(points, key=lambda p: (p.cost, -p.result.value)):
+        if point.result.defined and (not best or point.result.value > best[-1].result.value):
+            best.append(point)
+    return best

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mopd_diag.config import Counted, Stage
-from mopd_diag.study.resolve import Study
 
+if TYPE_CHECKING:
+    from mopd_diag.study.resolve import Study
+
+Column = Counted | Literal["tokens_scored"]
 Rows = Mapping[str, Mapping[str, Any]]
 """Stage → its row of the ledger."""
 
@@ -20,12 +23,12 @@ def counted(run: Path) -> dict[str, dict[str, Any]]:
     return {row["stage"]: row for row in rows}
 
 
-def spent(study: Study, rows: Rows, names: Iterable[str], on: Counted) -> float:
+def spent(study: Study, rows: Rows, names: Iterable[str], on: Column) -> float:
     """What some stages cost together. Cold starts, which stand for pretraining, count for nobody."""
     return sum(float(rows[n][on]) for n in names if study.stage(n).parents)
 
 
-def path_count(study: Study, rows: Rows, model: str, on: Counted, scope: str = "path", other: str = "student") -> float:
+def path_count(study: Study, rows: Rows, model: str, on: Column, scope: str = "path", other: str = "student") -> float:
     """What a model cost: with all that it descends from, or only its `own` stages, those that `other` does not descend from."""
     names = study.ancestry(model)
     if scope != "path":

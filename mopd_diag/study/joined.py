@@ -29,7 +29,7 @@ class Joined:
 def study_of(plan: StudyPlan, seed: int) -> Study:
     """The study of one seed: a plan like any other, whose models are the reference's and `rival-RECIPE`."""
     s, joined = plan.study, join(plan, world_of(plan.world))
-    rest = {k: getattr(plan, k) for k in ("world", "model", "evaluation", "diagnosis")}
+    rest = {k: getattr(plan, k) for k in ("world", "model", "evaluation", "diagnosis", "compute")}
     found = resolve(Plan(name=s.name, summary=s.summary, stages=joined.stages, budget=s.budget, seed=seed, **rest))
     return found
 
@@ -37,11 +37,15 @@ def study_of(plan: StudyPlan, seed: int) -> Study:
 def join(plan: StudyPlan, world: World) -> Joined:
     """Reference first, then each rival's stages that the reference does not have. Raises BadInput for what does not fit."""
     s = plan.study
-    reference = _line(recipe_stages(s.reference, world, s.budget))
+    whole = recipe_stages(s.reference, world, s.budget, plan.model)
+    reference = _line(whole) if s.recipes else list(whole)
     stages, finals, shared = list(reference), {s.reference: "student"}, dict[str, tuple[str, ...]]()
+    finals |= {
+        x.name.removeprefix("rival-"): x.name for x in reference if x.name.startswith("rival-") and "." not in x.name
+    }
     notes = [f"{s.reference}: {x.note}" for x in reference if x.note]
     for recipe in s.recipes:
-        path = _line(recipe_stages(recipe, world, s.budget))
+        path = _line(recipe_stages(recipe, world, s.budget, plan.model))
         names, own = dict[str, str](), list[Stage]()
         for stage in path:
             told = _renamed(stage, names)
