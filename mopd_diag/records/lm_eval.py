@@ -2,7 +2,8 @@
 
 An item is a `doc_id`, checked by the hashes that lm-eval writes beside it. Where a task has several metrics, `exact_match` is
 taken, else `acc`, else the first that is one number an item; where it has several filters, the first. Filters are never
-averaged; `metric` chooses: a metric, a filter, or both as "metric,filter", as lm-eval's own tables call them.
+averaged; `metric` chooses: a metric, a filter, or both as "metric,filter", as lm-eval's own tables call them. Items of our worlds are
+called as the worlds call them (`lm_eval_worlds`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from mopd_diag.errors import BadInput
 from mopd_diag.records.build import Rows
 from mopd_diag.records.jsonl import objects
+from mopd_diag.records.lm_eval_worlds import answers
 from mopd_diag.records.recordset import digest, text_of
 
 FORMAT = "lm-eval"
@@ -24,7 +26,7 @@ LOWER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "t
 OWN_KEYS = {
     "doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash", "prompt_hash", "target_hash",
 }  # fmt: skip
-TAKEN = ("item_id", "prompt_hash", "target_hash", "prompt", "response")
+TAKEN = ("item_id", "sample", "prompt_hash", "target_hash", "prompt", "response", "limit")
 NAME = re.compile(r"samples_(?P<task>.+)_\d{4}-\d\d-\d\dT[0-9.:-]+")
 
 
@@ -72,7 +74,7 @@ def read_samples(path: Path, group: str, metric: str | None = None) -> Rows:
     """
     found = NAME.fullmatch(path.stem)
     group = found["task"] if found else group
-    rows = [(line, _item(table)) for line, table in objects(path)]
+    rows = [(line, item) for line, table in objects(path) for item in answers(table, _item(table))]
     filters = list(dict.fromkeys(item["filter"] for _, item in rows))
     numbers = [n for _, item in rows[:100] for n, v in item["scores"].items() if isinstance(v, int | float)]
     chosen, chosen_filter, warning = _choose(group, list(dict.fromkeys(numbers)), filters, metric)
@@ -81,9 +83,10 @@ def read_samples(path: Path, group: str, metric: str | None = None) -> Rows:
     kept = [(line, item) for line, item in rows if item["filter"] == chosen_filter]
     columns = {name: [item[name] for _, item in kept] for name in TAKEN}
     columns["score"] = [item["scores"].get(chosen) for _, item in kept]
-    return Rows(
-        str(path), FORMAT, columns, [line for line, _ in kept], group, (warning,) if warning else (), bool(found)
-    )
+    if all("group" in item for _, item in kept):
+        columns["group"] = [item["group"] for _, item in kept]
+    named = bool(found) or "group" in columns
+    return Rows(str(path), FORMAT, columns, [line for line, _ in kept], group, (warning,) if warning else (), named)
 
 
 def task_of(file: Path) -> str:
@@ -104,10 +107,12 @@ def _item(table: dict[str, Any]) -> dict[str, Any]:
         "filter": str(table.get("filter", "none")),
         "scores": {n: table.get(n) for n in metrics},
         "item_id": text_of(table.get("doc_id")),
+        "sample": 0,
         "prompt_hash": _prompt_hash(table),
         "target_hash": text_of(table.get("target_hash")),
         "prompt": _prompt(table),
         "response": _response(table),
+        "limit": _limit(table),
     }
 
 
@@ -143,6 +148,14 @@ def _arguments(table: dict[str, Any]) -> list[list[Any]]:
         list(arguments.values()) if isinstance(arguments, dict) else arguments if isinstance(arguments, list) else []
     )
     return [list(r.values()) if isinstance(r, dict) else r if isinstance(r, list) else [r] for r in requests]
+
+
+def _limit(table: dict[str, Any]) -> int | None:
+    """The most tokens an answer could have; None where none were generated."""
+    requests = _arguments(table)
+    settings = requests[0][1] if requests and len(requests[0]) > 1 else None
+    limit = settings.get("max_gen_toks") if isinstance(settings, dict) else None
+    return limit if isinstance(limit, int) else None
 
 
 def _choices(table: dict[str, Any]) -> list[str]:

@@ -85,8 +85,8 @@ def read_nemo(path: Path, group: str, metric: str | None = None) -> Rows:
         if "content" not in table or reward not in table:
             wanted = reward if "content" in table else "content"
             raise BadInput(f"{path}:{line}: no `{wanted}`; {nearest(wanted, table)}")
-        prompt, response = _turns(_only(table["content"]), f"{path}:{line}")
-        _add(rows, line, prompt, response, _only(table[reward]))
+        prompt, response = turns(only(table["content"]), f"{path}:{line}")
+        _add(rows, line, prompt, response, only(table[reward]))
     return _rows(path, "nemo-rl", rows, group, ())
 
 
@@ -110,7 +110,7 @@ def _rows(
     return Rows(str(path), form, {k: v for k, v in rows.items() if k != "line"}, rows["line"], group, told, named)
 
 
-def _only(value: Any) -> Any:
+def only(value: Any) -> Any:
     """The one entry of a batch of one."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
@@ -122,7 +122,7 @@ def _messages(value: Any) -> str:
     return text_of(value)
 
 
-def _turns(content: Any, at: str) -> tuple[str, str]:
+def turns(content: Any, at: str) -> tuple[str, str]:
     """Prompt and answer of a conversation: validation dumps name the roles, training dumps only list the turns."""
     if isinstance(content, list) and content and all(isinstance(m, dict) for m in content):
         first = next((i for i, m in enumerate(content) if m.get("role") == "assistant"), len(content))
