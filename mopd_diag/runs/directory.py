@@ -18,6 +18,8 @@ from mopd_diag.errors import RunDirectoryError, writing
 from mopd_diag.types import Estimate, Finding, Record
 
 SCHEMA = 1
+PROBE = "probe-student"
+"""The short RL run from the student that asks whether its cap binds; no member of the cast, left out wherever all models are read."""
 RECORD_COLUMNS = [f.name for f in fields(Record)]
 LEDGER_COLUMNS = [
     "stage", "algorithm", "parents", "tokens_sampled", "tokens_trained", "tokens_scored", "rollouts", "flops", "seconds",
@@ -102,9 +104,10 @@ class RunDirectory:
         write_table(self.record_path(model), frame)
 
     def records(self, *models: str) -> pd.DataFrame:
-        """Records of the named models, or of all: the contract's columns, one row a sampled answer."""
+        """Records of the named models, or of all but the probe: the contract's columns, one row a sampled answer."""
         folder = self._require("records", "the run has evaluated no model yet; repeat `mopd-diag run`")
-        paths = [self.record_path(m) for m in models] if models else sorted(folder.glob("*.parquet"))
+        found = sorted(p for p in folder.glob("*.parquet") if p.stem != PROBE)
+        paths = [self.record_path(m) for m in models] if models else found
         missing = [p for p in paths if not p.is_file()]
         if missing or not paths:
             raise RunDirectoryError(
@@ -142,6 +145,11 @@ class RunDirectory:
     def ledger(self) -> pd.DataFrame:
         """What each stage sampled, trained, scored and took, in order of completion."""
         return pd.read_parquet(self._require("ledger.parquet", "the run is not finished; repeat `mopd-diag run`"))
+
+    def geometry(self) -> dict[str, Any]:
+        """Gradients, task vectors, disagreement and shares of the domains at the base, as docs/run-directory.md lists them."""
+        path = self._require("geometry.json", "domains were not compared in this run; repeat `mopd-diag run`")
+        return json.loads(path.read_text(encoding="utf-8"))
 
     # -- findings -------------------------------------------------------------------------------------------------------
 

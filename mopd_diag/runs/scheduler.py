@@ -8,7 +8,8 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,13 +21,17 @@ from mopd_diag.errors import ResourceError
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A picklable call that may start when the jobs it needs are done. `weight` is its expected share of the work."""
+    """A picklable call that may start when the jobs it needs are done. `weight` is its expected share of the work.
+
+    It is given one core; `gpus` are only asked for on a Ray cluster.
+    """
 
     name: str
     call: Callable[..., None]
     arguments: tuple[Any, ...]
     needs: tuple[str, ...] = ()
     weight: float = 1.0
+    gpus: float = 0.0
 
 
 class Watcher(Protocol):
@@ -37,8 +42,12 @@ class Watcher(Protocol):
     def finished(self, job: Job) -> None: ...
 
 
+Message = tuple[str, int, int, dict[str, float]]
+"""(name of a job, step, steps, metrics of the step)"""
+
+
 def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> None:
-    """Run all jobs. The heaviest chain of work still to come starts first.
+    """Run all jobs on this machine. The heaviest chain of work still to come starts first.
 
     Raises what a job raised, or ResourceError when a worker process was lost; the jobs beside it are stopped. Jobs that were
     done stay done: the caller leaves them out next time.
@@ -46,27 +55,21 @@ def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> None:
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")
-    messages: Queue[tuple[str, int, int, dict[str, float]]] = context.Queue()
-    urgency = _urgency(jobs)
-    waiting = sorted(jobs, key=lambda j: -urgency[j.name])
-    names = {j.name for j in jobs}
-    done: set[str] = set()
+    messages: Queue[Message] = context.Queue()
+    waiting = by_urgency(jobs)
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare_worker, (messages, os.getpid()))
     running: dict[Future[None], Job] = {}
     try:
         while waiting or running:
-            for job in list(waiting):
-                if len(running) < workers and all(n in done or n not in names for n in job.needs):
-                    waiting.remove(job)
-                    watcher.started(job)
-                    running[pool.submit(_call, job.name, job.call, job.arguments)] = job
+            for job in startable(waiting, running.values(), workers):
+                waiting.remove(job)
+                watcher.started(job)
+                running[pool.submit(_call, job.name, job.call, job.arguments)] = job
             ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             _drain(messages, watcher)
             for future in ended:
-                job = running.pop(future)
                 future.result()
-                done.add(job.name)
-                watcher.finished(job)
+                watcher.finished(running.pop(future))
     except BrokenProcessPool:
         lost = ", ".join(j.name for j in running.values()) or "a job"
         raise ResourceError(
@@ -79,8 +82,14 @@ def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _urgency(jobs: Sequence[Job]) -> dict[str, float]:
-    """Job → weight of the heaviest chain that starts with it."""
+def startable(waiting: Sequence[Job], running: Collection[Job], workers: int) -> list[Job]:
+    """The waiting jobs to start now: as many as there are free workers, of those that need no job still to be done."""
+    undone = {j.name for j in (*waiting, *running)}
+    return [j for j in waiting if undone.isdisjoint(j.needs)][: max(0, workers - len(running))]
+
+
+def by_urgency(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, those first with which the heaviest chain of work begins."""
     children: dict[str, list[Job]] = {}
     for job in jobs:
         for need in job.needs:
@@ -92,12 +101,10 @@ def _urgency(jobs: Sequence[Job]) -> dict[str, float]:
             found[job.name] = job.weight + max((chain(c) for c in children.get(job.name, [])), default=0.0)
         return found[job.name]
 
-    for job in jobs:
-        chain(job)
-    return found
+    return sorted(jobs, key=lambda j: -chain(j))
 
 
-def _drain(messages: Queue[tuple[str, int, int, dict[str, float]]], watcher: Watcher) -> None:
+def _drain(messages: Queue[Message], watcher: Watcher) -> None:
     while True:
         try:
             watcher.moved(*messages.get_nowait())
@@ -113,14 +120,19 @@ def _prepare_worker(messages: Any, parent: int) -> None:
     global _MESSAGES
     _MESSAGES = messages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+    one_thread()
+
+
+def one_thread() -> None:
+    """Compute on one thread in this process, and keep its freed memory."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         os.environ[name] = "false" if name.startswith("TOK") else "1"
     if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-        keep_memory(libc)
+        keep_memory(ctypes.CDLL(None))
     import torch
 
     torch.set_num_threads(1)
@@ -134,14 +146,17 @@ def keep_memory(libc: ctypes.CDLL) -> None:
 
 
 def _call(name: str, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    import time
+    call(*arguments, telling(name, _MESSAGES.put))
 
+
+def telling(name: str, put: Callable[[Message], object]) -> Callable[[int, int, dict[str, float]], None]:
+    """The progress function of a job: puts a message about the last step, and a few times a second before."""
     told = 0.0
 
     def progress(step: int, steps: int, metrics: dict[str, float]) -> None:
         nonlocal told
         if step == steps or time.monotonic() - told > 0.2:
             told = time.monotonic()
-            _MESSAGES.put((name, step, steps, metrics))
+            put((name, step, steps, metrics))
 
-    call(*arguments, progress)
+    return progress
