@@ -14,13 +14,13 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from mopd_diag.errors import BadInput, nearest
 from mopd_diag.stages import (
     AnyStage,
+    CheckpointStage,
     Count,
     Counted,
     DPOStage,
     GRPOStage,
     Match,
     MergeStage,
-    ModelConfig,
     MOPDStage,
     Name,
     PlantStage,
@@ -38,9 +38,11 @@ from mopd_diag.stages import (
 )
 
 __all__ = [
+    "CHECKPOINT_KEYS",
     "AnyStage",
     "Budget",
     "Cast",
+    "CheckpointStage",
     "Count",
     "Counted",
     "DPOStage",
@@ -103,6 +105,83 @@ class WorldConfig(Strict):
         return self
 
 
+PROJECTIONS = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoRAConfig(Strict):
+    """Low-rank adapters in place of whole weights (2106.09685): an update of a projection is alpha / rank · B A."""
+
+    rank: Count = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    targets: Annotated[tuple[PROJECTIONS, ...], Field(min_length=1)] = get_args(PROJECTIONS)
+
+
+class ComputeConfig(Strict):
+    """How stages are trained, not what: with other values here results differ by rounding."""
+
+    processes: Count = 1
+    """Processes over which weights, gradients and moments of a stage lie in pieces (FSDP2): one a GPU, or on CPUs through Gloo."""
+    recompute: bool = False
+    """Gradient checkpointing: a backward pass computes each block again instead of keeping what it held."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: products in bf16, weights and moments in fp32 (torch autocast)."""
+
+
+CHECKPOINT_KEYS = ("path", "chat", "cold_start", "rate_scale")
+
+
+class ModelConfig(Strict):
+    """What stages without parents begin with: a checkpoint (`path`), or fresh weights of the micro model's sizes.
+
+    Head widths of 32 and more are what vLLM's CPU attention accepts.
+    """
+
+    path: str | None = None
+    """A Hugging Face directory, a GGUF file, or `package:NAME` for the GGUF file inside an installed Python package."""
+    chat: Literal["auto"] | bool = "auto"
+    """Show questions in the checkpoint's chat template. `auto`: where it has one, and the world's template is `plain`."""
+    cold_start: int = Field(default=0, ge=0)
+    """Only with `path`: steps of fine-tuning on right answers with which a recipe's base begins; 0 takes the checkpoint as it is."""
+    rate_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Only with `path`: the recipes' learning rates times this; None is 64 over the checkpoint's width."""
+    architecture: Literal["llama", "qwen3"] = "llama"
+    hidden: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    key_value_heads: Count = 4
+    head_width: Count = 32
+    feed_forward: Count = 168
+    init_std: Rate = 0.08
+    lora: LoRAConfig | None = None
+    """Train adapters on the run's first model instead of whole weights."""
+
+    @model_validator(mode="after")
+    def _path_or_sizes(self) -> ModelConfig:
+        differ = [n for n, f in type(self).model_fields.items() if n != "lora" and getattr(self, n) != f.default]
+        sizes = [n for n in differ if n not in CHECKPOINT_KEYS]
+        if self.path is not None and sizes:
+            raise ValueError(
+                f"`{sizes[0]}` sizes fresh weights, but `path` names a checkpoint with sizes of its own; leave one out"
+            )
+        if self.path is None and (others := [n for n in differ if n not in sizes]):
+            raise ValueError(f"`{others[0]}` belongs to a checkpoint; give its `path` too, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> ModelConfig:
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of key_value_heads {self.key_value_heads}")
+        if self.head_width % 2:
+            raise ValueError(f"head_width {self.head_width} is odd; rotary positions need pairs")
+        return self
+
+    def shrunk(self, factor: float | None) -> ModelConfig:
+        """The same shape with narrower hidden and feed-forward layers, to a multiple of four."""
+        narrow = lambda width: max(4, int(width * (factor or 1.0)) // 4 * 4)  # noqa: E731
+        widths = {"hidden": narrow(self.hidden), "feed_forward": narrow(self.feed_forward)}
+        return self if factor is None else self.model_copy(update=widths)
+
+
 class EvaluationConfig(Strict):
     """How every model is evaluated on every domain."""
 
@@ -117,7 +196,9 @@ class DiagnosisConfig(Strict):
     attribution_items: Annotated[int, Field(ge=1)] = 128
     """Items a domain whose first sampled answers are traced token by token."""
     margin: Share = 0.05
-    """Equivalence margin of the cap verdicts, in recovered share of the headroom."""
+    """Equivalence margin of the cap verdicts, in accuracy."""
+    probe_steps: int = Field(default=0, ge=0)
+    """RL steps from the student that ask whether its cap binds; 0 trains none."""
 
 
 class Plan(Strict):
@@ -133,6 +214,13 @@ class Plan(Strict):
     seed: int = Field(default=0, ge=0)
     evaluation: EvaluationConfig = EvaluationConfig()
     diagnosis: DiagnosisConfig = DiagnosisConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Plan:
+        if self.model.lora is not None and self.compute.processes > 1:
+            raise ValueError("`[model] lora` trains in one process; leave out `[compute] processes`, or lora")
+        return self
 
     @model_validator(mode="after")
     def _recipe_or_stages(self) -> Plan:

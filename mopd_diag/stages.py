@@ -21,33 +21,6 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelConfig(Strict):
-    """Sizes of the micro model. Head widths of 32 and more are what vLLM's CPU attention accepts."""
-
-    architecture: Literal["llama", "qwen3"] = "llama"
-    hidden: Count = 64
-    layers: Count = 2
-    heads: Count = 4
-    key_value_heads: Count = 4
-    head_width: Count = 32
-    feed_forward: Count = 168
-    init_std: Rate = 0.08
-
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> ModelConfig:
-        if self.heads % self.key_value_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of key_value_heads {self.key_value_heads}")
-        if self.head_width % 2:
-            raise ValueError(f"head_width {self.head_width} is odd; rotary positions need pairs")
-        return self
-
-    def shrunk(self, factor: float | None) -> ModelConfig:
-        """The same shape with narrower hidden and feed-forward layers, to a multiple of four."""
-        narrow = lambda width: max(4, int(width * (factor or 1.0)) // 4 * 4)  # noqa: E731
-        widths = {"hidden": narrow(self.hidden), "feed_forward": narrow(self.feed_forward)}
-        return self if factor is None else self.model_copy(update=widths)
-
-
 Counted = Literal["rollouts", "tokens_sampled", "tokens_trained", "flops", "seconds"]
 """What the ledger counts and paths can be matched on."""
 
@@ -73,7 +46,7 @@ class StageBase(Strict):
 
     name: Name
     start: Name | None = None
-    """The model to start from; None is a fresh initialisation."""
+    """The model to start from; None is a fresh initialisation, or the checkpoint of `[model] path`."""
     domains: tuple[str, ...] = ()
     """Domains of the prompts; empty means all of the world's."""
     matched_to: str = ""
@@ -83,6 +56,8 @@ class StageBase(Strict):
     match: Match | None = None
     note: str = ""
     """One line that a reader should know before the stage runs; printed when a run begins."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs that the stage's job asks a Ray cluster for."""
 
     @property
     def teachers_used(self) -> tuple[str, ...]:
@@ -103,6 +78,18 @@ class StageBase(Strict):
     def waits_for(self) -> tuple[str, ...]:
         """Parents, and the model whose cost must be known before."""
         return _distinct(*self.parents, self.match.to if self.match else None)
+
+
+class CheckpointStage(StageBase):
+    """The checkpoint that `[model] path` names, taken over as it is; trains nothing."""
+
+    algorithm: Literal["checkpoint"] = "checkpoint"
+
+    @model_validator(mode="after")
+    def _begins(self) -> CheckpointStage:
+        if self.start is not None:
+            raise ValueError(f"a checkpoint is taken from [model] path, not from '{self.start}'; leave `start` out")
+        return self
 
 
 class SFTStage(StageBase):
@@ -382,6 +369,7 @@ def _distinct(*names: str | None) -> tuple[str, ...]:
 
 
 AnyStage = Union[  # noqa: UP007
-    SFTStage, GRPOStage, MOPDStage, SeqKDStage, MergeStage, PlantStage, RewardModelStage, PPOStage, DPOStage, RejectionStage
+    CheckpointStage, SFTStage, GRPOStage, MOPDStage, SeqKDStage, MergeStage, PlantStage, RewardModelStage, PPOStage, DPOStage,
+    RejectionStage
 ]  # fmt: skip
 Stage = Annotated[AnyStage, Field(discriminator="algorithm")]

@@ -26,6 +26,9 @@ Reply = Callable[[int, list[int]], list[int] | None]
 CACHE_BYTES = 10 << 20
 """Keys and values held at once on a CPU: more would no longer stay near the processor, so more rows take turns."""
 
+TURN_BYTES = 2 << 30
+"""Keys, values and next-token tables held at once for larger models."""
+
 
 def sample(
     model: Decoder,
@@ -37,7 +40,7 @@ def sample(
     generator: torch.Generator | None = None,
     temperature: float = 1.0,
     n: int = 1,
-    turn_id: int | None = None,
+    turn_id: int | Sequence[int] | None = None,
     reply: Reply | None = None,
 ) -> Rollouts:
     """Sample `n` answers to each prompt; rows of one prompt stand together in the result.
@@ -47,7 +50,8 @@ def sample(
             or one a prompt.
         temperature: 0 is greedy (log-probabilities are then those at temperature 1); otherwise logits are divided by it.
         generator: the source of randomness; required unless greedy.
-        turn_id, reply: when a row samples `turn_id`, `reply(row, answer so far)` may give tokens that are appended unchosen.
+        turn_id, reply: when a row samples `turn_id` (or one of several), `reply(row, answer so far)` may give tokens that are
+            appended unchosen.
 
     Raises ValueError for an empty prompt, a temperature below 0, or sampling without a generator.
     """
@@ -56,11 +60,12 @@ def sample(
     if not prompts or min(len(p) for p in prompts) == 0:
         raise ValueError("every prompt needs at least one token")
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    turns = (turn_id,) if isinstance(turn_id, int) else tuple(turn_id or ())
     at_once = _at_once(model, len(prompts), n, max(map(len, prompts)) + max(limits))
     parts = []
     for first in range(0, len(prompts), at_once):
         some = slice(first, first + at_once)
-        ask = None if reply is None or turn_id is None else _Ask(reply, turn_id, first * n)
+        ask = None if reply is None or not turns else _Ask(reply, turns, first * n)
         with torch.inference_mode():
             drawn = _draw(model, prompts[some], limits[some], eos_id, pad_id, generator, temperature, n, ask)
         # Out here, so that what a caller gets are ordinary tensors, which a loss may use.
@@ -74,18 +79,20 @@ def _at_once(model: Decoder, prompts: int, n: int, columns: int) -> int:
     size = model.embed.element_size()
     row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * columns * size
     weights = size * sum(p.numel() for p in model.parameters())
+    room = CACHE_BYTES
     if model.embed.device.type != "cpu" or weights > CACHE_BYTES:
-        return prompts  # weights that do not fit there are read anew each turn: one turn is best
-    turns = math.ceil(prompts * n * row / CACHE_BYTES)
+        # Weights that do not fit there are read anew each turn: few turns are best. A draw holds three tables over the vocabulary.
+        room, row = TURN_BYTES, row + 16 * c.vocab_size
+    turns = math.ceil(prompts * n * row / room)
     return math.ceil(prompts / turns)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """Whom to ask when a row has sampled the turn token; the caller counts rows from `first_row` on."""
+    """Whom to ask when a row has sampled a turn token; the caller counts rows from `first_row` on."""
 
     reply: Reply
-    turn_id: int
+    turn_ids: tuple[int, ...]
     first_row: int
 
 
@@ -194,7 +201,9 @@ def _force(queue: dict[int, list[int]], active: Tensor, chosen: Tensor, logp: Te
 def _ask_world(
     ask: _Ask, chosen: Tensor, own: Tensor | None, active: Tensor, tokens_SN: Tensor, queue: dict[int, list[int]]
 ) -> None:
-    turned = chosen == ask.turn_id
+    turned = chosen == ask.turn_ids[0]
+    for other in ask.turn_ids[1:]:
+        turned |= chosen == other
     if own is not None:
         turned &= own
     for row in active[turned].tolist():

@@ -19,12 +19,25 @@ CHARACTERS = "".join(chr(c) for c in range(0x20, 0x7F)) + "\n"
 
 
 class Tokenizer:
-    """Text to token ids and back. `eos_id` ends an answer, `pad_id` fills batches and is never read."""
+    """Text to token ids and back. `eos_id` ends an answer, `pad_id` fills batches and is never read.
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_id: int, pad_id: int) -> None:
+    `chat_template` (jinja) and `bos` only travel with a checkpoint: encoding looks at neither.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_id: int,
+        pad_id: int,
+        chat_template: str | None = None,
+        bos: str | None = None,
+    ) -> None:
         self.backend = backend
         self.eos_id = eos_id
         self.pad_id = pad_id
+        self.chat_template = chat_template
+        self.bos = bos
+        self._endings: dict[str, tuple[int, ...]] = {}
         self.backend.no_padding()
         self.backend.no_truncation()
 
@@ -75,6 +88,35 @@ class Tokenizer:
         found = self._untrimmed.encode(text, add_special_tokens=False)
         return found.ids, found.offsets
 
+    def encode_turns(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+        """Token ids of an answer, and which of them the model chose: those outside the character spans [start, end).
+
+        The pieces are encoded one by one, as they were written one by one, so no token reaches over a border of a span.
+        """
+        ids: list[int] = []
+        own: list[bool] = []
+        at = 0
+        for start, end in (*spans, (len(text), len(text))):
+            for piece, mine in ((text[at:start], True), (text[start:end], False)):
+                found = self.encode(piece) if piece else []
+                ids += found
+                own += [mine] * len(found)
+            at = end
+        return ids, own
+
+    def ending_in(self, text: str) -> tuple[int, ...]:
+        """The tokens whose own text ends in `text`: after one of them, so does the transcript."""
+        if text not in self._endings:
+            found = (i for i in range(self.vocab_size) if self.backend.decode([i]).endswith(text))
+            self._endings[text] = tuple(found)
+        return self._endings[text]
+
+    @property
+    def special_names(self) -> dict[str, str]:
+        """The special tokens that a chat template may spell."""
+        names = {"eos_token": self.backend.id_to_token(self.eos_id), "bos_token": self.bos}
+        return {key: name for key, name in names.items() if name is not None}
+
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids; special tokens (the end of sequence) are left out unless `special`."""
         return self.backend.decode(list(ids), skip_special_tokens=not special)
@@ -92,6 +134,10 @@ class Tokenizer:
         names = {"eos_token": self.backend.id_to_token(self.eos_id), "pad_token": self.backend.id_to_token(self.pad_id)}
         if self.backend.token_to_id(UNKNOWN) is not None:
             names["unk_token"] = UNKNOWN
+        if self.bos is not None:
+            names["bos_token"] = self.bos
+        if self.chat_template is not None:
+            names["chat_template"] = self.chat_template
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -169,25 +215,42 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if eos is None:
         raise CheckpointError(f"{folder}: no eos_token in tokenizer_config.json; an answer could never end")
     pad = _token_id(backend, names.get("pad_token"))
-    return Tokenizer(backend, eos, eos if pad is None else pad)
+    return Tokenizer(backend, eos, eos if pad is None else pad, _chat_template(folder), names.get("bos_token"))
+
+
+def _chat_template(folder: Path) -> str | None:
+    """A file of its own, or a text in `tokenizer_config.json`; of several, the one called default."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    table = _table(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(table, list):
+        table = {t.get("name"): t.get("template") for t in table if isinstance(t, dict)}.get("default")
+    return table if isinstance(table, str) else None
 
 
 def _special_names(folder: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        if not (folder / file).is_file():
-            continue
-        try:
-            table = json.loads((folder / file).read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{folder / file} is not JSON ({error}); save the tokenizer again") from error
-        for key in ("eos_token", "pad_token"):
+        table = _table(folder / file)
+        for key in ("eos_token", "pad_token", "bos_token"):
             value = table.get(key)
             if isinstance(value, dict):
                 value = value.get("content")
             if isinstance(value, str):
                 names[key] = value
     return names
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A JSON table; empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); save the tokenizer again") from error
+    return table if isinstance(table, dict) else {}
 
 
 def _token_id(backend: tokenizers.Tokenizer, name: str | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mopd_diag.errors import BadInput
 from mopd_diag.recipes import RECIPES
 from mopd_diag.study.joined import study_of
 from mopd_diag.study.resolve import builtin_names, find_plan, study_names
@@ -11,11 +12,18 @@ from mopd_diag.study.studies import find_study
 
 
 def listed() -> list[dict[str, Any]]:
-    """One row a plan, recipe or study: name, kind, teachers, domains, summary."""
+    """One row a plan, recipe or study: name, kind, teachers, domains, summary.
+
+    A plan that needs what is not installed stands there with the reason, and no numbers.
+    """
     rows = []
     for kind, names in (("plan", builtin_names()), ("recipe", RECIPES)):
         for name in names:
-            study = find_plan(name)
+            try:
+                study = find_plan(name)
+            except BadInput as error:
+                rows.append({"name": name, "kind": kind, "teachers": None, "domains": None, "summary": str(error)})
+                continue
             rows.append(
                 {
                     "name": name,

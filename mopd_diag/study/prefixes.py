@@ -48,7 +48,7 @@ class Continuer:
     def put_in(self, prefix: Prefix, token: int) -> Prefix:
         """The prefix with one more token; where that ends a call, the world's reply follows."""
         longer = replace(prefix, answer=(*prefix.answer, token))
-        if token == self._turn():
+        if token in self.tokenizer.ending_in(TURN):
             heard = self.world.reply(prefix.item, self.tokenizer.decode(longer.answer))
             longer = replace(longer, answer=(*longer.answer, *self.tokenizer.encode(heard or "")))
         return longer
@@ -75,7 +75,7 @@ class Continuer:
         rollouts = sample(
             model, [[*p.prompt, *p.answer] for p in asked], eos_id=eos, pad_id=self.tokenizer.pad_id,
             max_new_tokens=[self.room(p) for p in asked], generator=torch.Generator().manual_seed(seed),
-            temperature=self.temperature, n=n, turn_id=self._turn(), reply=reply,
+            temperature=self.temperature, n=n, turn_id=self.tokenizer.ending_in(TURN), reply=reply,
         )  # fmt: skip
         ended = rollouts.finished_N.tolist()
         for row, new in enumerate(rollouts.responses()):
@@ -84,7 +84,3 @@ class Continuer:
 
     def _right(self, prefix: Prefix, new: Sequence[int]) -> bool:
         return self.world.score(prefix.item, self.tokenizer.decode([*prefix.answer, *new])) >= 1
-
-    def _turn(self) -> int | None:
-        ids = self.tokenizer.encode(TURN)
-        return ids[0] if len(ids) == 1 else None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from mopd_diag.config import (
+    CheckpointStage,
     DPOStage,
     GRPOStage,
+    MergeStage,
     MOPDStage,
     PlantStage,
     PPOStage,
@@ -22,7 +25,12 @@ from mopd_diag.errors import BadInput, ResourceError
 from mopd_diag.study.resolve import Study
 
 BYTES_A_RECORD = 200
+FLOAT = 4
 SPARE_BYTES = 50 << 20
+USABLE = 0.8
+"""Share of the machine's memory that a run may plan with."""
+TURN_BYTES, ACTIVATION_BYTES = 2 << 30, 1 << 30
+"""As in `engines.sampling` and `training.algorithm`, which are not imported here: they bring torch. A test holds them together."""
 
 
 def memory_bytes() -> int:
@@ -33,9 +41,32 @@ def memory_bytes() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What memory and disk are asked for: widths of the keys of all layers together, and the number of parameters."""
+
+    keys: int
+    parameters: int
+    checkpoint: bool
+    """Whether it came from a checkpoint; a micro model's weights are nothing beside its batch."""
+
+
+def sizes(study: Study) -> Sizes:
+    """Of the model that stages without parents begin with."""
+    if (first := study.first) is not None:
+        c = first.config
+        attention = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
+        heads = c.vocab_size * c.hidden_size * (1 if c.tie_word_embeddings else 2)
+        parameters = c.num_hidden_layers * (attention + 3 * c.hidden_size * c.intermediate_size) + heads
+        return Sizes(c.num_hidden_layers * c.num_key_value_heads * c.head_dim, parameters, checkpoint=True)
+    m = study.plan.model
+    attention = m.hidden * m.head_width * (2 * m.heads + 2 * m.key_value_heads)
+    parameters = m.layers * (attention + 3 * m.hidden * m.feed_forward) + 128 * m.hidden
+    return Sizes(m.layers * m.key_value_heads * m.head_width, parameters, checkpoint=False)
+
+
 def batch_bytes(stage: Stage, study: Study) -> int:
-    """An upper estimate of the memory one step's batch needs: caches, token tables and one head chunk's logits."""
-    c = study.plan.model
+    """An upper estimate of the memory one step's batch needs: caches and token tables."""
     match stage:
         case GRPOStage() | MOPDStage() | RewardModelStage() | PPOStage() | DPOStage() | RejectionStage():
             rows = stage.prompts * stage.group
@@ -45,26 +76,52 @@ def batch_bytes(stage: Stage, study: Study) -> int:
             rows = stage.batch * 10
         case _:
             rows = 0
-    length = 16 + max(study.world.domains[d].max_new_tokens for d in study.domains(stage))
-    cache = 2 * c.layers * c.key_value_heads * c.head_width * 4
-    return rows * length * (cache + 200)
+    length = max(study.prompt_tokens[d] + study.world.domains[d].max_new_tokens for d in study.domains(stage))
+    size = sizes(study)
+    cache = 2 * size.keys * FLOAT * length
+    if size.checkpoint:  # larger models answer in turns
+        return rows * length * 200 + min(rows * cache, TURN_BYTES)
+    return rows * (cache + length * 200)
+
+
+def stage_bytes(stage: Stage, study: Study) -> int:
+    """An upper estimate of what the process of a stage holds: its batch, and with a checkpoint the weights.
+
+    Of the model in training: weights, gradients, two moments, and what a backward pass keeps; of every model that is read:
+    its weights; and once more the weights of the one that samples, with its norms folded in.
+    """
+    size, need = sizes(study), batch_bytes(stage, study)
+    if not size.checkpoint:
+        return need
+    trained = 0 if isinstance(stage, MergeStage | CheckpointStage) else 4
+    models = trained + max(2, 1 + len(stage.models_used))
+    return need + models * FLOAT * size.parameters + (ACTIVATION_BYTES if trained else 0)
+
+
+def workers_that_fit(study: Study) -> int:
+    """One process a core, or as many of the largest stage as memory holds side by side."""
+    largest = max(stage_bytes(stage, study) for stage in study.stages)
+    return max(1, min(os.cpu_count() or 1, int(USABLE * memory_bytes() / max(1, largest))))
 
 
 def check_fit(study: Study, out: Path) -> None:
     """Raise BadInput when a stage's batch cannot fit in memory, ResourceError when the disk has no room for the run."""
     memory = memory_bytes()
     for stage in study.stages:
-        need = batch_bytes(stage, study)
-        if need > 0.8 * memory:
+        need = stage_bytes(stage, study)
+        if need > USABLE * memory:
             raise BadInput(
                 f"stage '{stage.name}' needs about {need / 2**30:,.0f} GiB for one batch, this machine has {memory / 2**30:,.0f}; "
                 "lower its prompts, group or batch"
             )
     models, domains = len(study.stages), len(study.world.domains)
     evaluation = study.plan.evaluation
+    size = sizes(study)
     need = SPARE_BYTES + models * (
-        domains * evaluation.items * evaluation.samples * BYTES_A_RECORD + 4 * _parameters(study)
+        domains * evaluation.items * evaluation.samples * BYTES_A_RECORD + FLOAT * size.parameters
     )
+    if size.checkpoint:  # a training saves its weights and both moments
+        need += 3 * FLOAT * size.parameters * min(models, os.cpu_count() or 1)
     folder = out
     while not folder.exists():
         folder = folder.parent
@@ -74,9 +131,3 @@ def check_fit(study: Study, out: Path) -> None:
             f"{out}: {free / 2**20:,.0f} MiB free on its disk, this run needs about {need / 2**20:,.0f}; "
             "free some space or choose another --out"
         )
-
-
-def _parameters(study: Study) -> int:
-    c = study.plan.model
-    attention = c.hidden * c.head_width * (2 * c.heads + 2 * c.key_value_heads)
-    return c.layers * (attention + 3 * c.hidden * c.feed_forward) + 128 * c.hidden

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from mopd_diag import plans
 from mopd_diag.config import (
+    CHECKPOINT_KEYS,
     Budget,
+    CheckpointStage,
     DPOStage,
     GRPOStage,
-    MergeStage,
     ModelConfig,
     MOPDStage,
     Plan,
-    PlantStage,
     PPOStage,
     RejectionStage,
     RewardModelStage,
@@ -33,12 +33,17 @@ from mopd_diag.config import (
 )
 from mopd_diag.errors import BadInput, nearest
 from mopd_diag.recipes import RECIPES
-from mopd_diag.worlds.micro.quirks import quirk
+from mopd_diag.study.affordable import check_affordable
+from mopd_diag.study.validate import check_sizes, check_stage, ordered
 from mopd_diag.worlds.world import World, world_of, world_table
 
-ROLES = ("base", "teacher", "student", "rival", "control")
-BITS = 7
-"""Hidden dimensions that the micro world's vocabulary of 99 tokens needs at least: fewer cannot name them all apart."""
+if TYPE_CHECKING:
+    from mopd_diag.models.first import FirstModel
+
+MEASURED = 32
+"""Prompts a domain whose lengths are measured before a run."""
+PACKAGE = "package:"
+"""Before the name of an installed package that holds a GGUF file."""
 CLIMBS = (GRPOStage, PPOStage, DPOStage, RejectionStage)
 """Stages that learn from a judgement of answers: what a teacher-free control ends with."""
 
@@ -50,6 +55,26 @@ class Study:
     plan: Plan
     world: World
     stages: tuple[Stage, ...]
+    model: str | None = None
+    """Content hash of the checkpoint that stages without parents start from; None without one, or before `settled`."""
+
+    @cached_property
+    def first(self) -> FirstModel | None:
+        """That checkpoint, read from where the plan says it is; None where stages start from fresh weights."""
+        from mopd_diag.models.first import find_first
+
+        path = self.plan.model.path
+        return None if path is None else find_first(path)
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text is for the models of this study; one a character without a checkpoint."""
+        return [len(t) for t in texts] if self.first is None else [*map(len, self.first.tokenizer.encode_all(texts))]
+
+    @cached_property
+    def prompt_tokens(self) -> dict[str, int]:
+        """Domain → tokens of the longest of `MEASURED` training prompts."""
+        draw = lambda d: self.world.draw_batch([d], MEASURED, (self.plan.seed, "lengths"))  # noqa: E731
+        return {d: max(self.tokens([i.prompt for i in draw(d)])) for d in self.world.domains}
 
     def stage(self, name: str) -> Stage:
         return next(s for s in self.stages if s.name == name)
@@ -132,6 +157,8 @@ class Study:
         plan["stages"] = plan["stages"] if self.plan.recipe is None else []
         plan["world"]["domains"] = list(self.world.domains)
         found = {"plan": plan, "stages": [s.model_dump(mode="json") for s in self.stages]}
+        if self.model is not None:
+            found["model"] = self.model
         path = self.plan.world.path
         return found if path is None else {**found, "prompts": _prompts_hash(path)}
 
@@ -146,8 +173,17 @@ def study_names() -> list[str]:
     return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
 
 
-def find_plan(name: str, *, seed: int | None = None, budget: Budget | None = None, world: str | None = None) -> Study:
+def find_plan(
+    name: str,
+    *,
+    seed: int | None = None,
+    budget: Budget | None = None,
+    world: str | None = None,
+    model: str | None = None,
+) -> Study:
     """A plan by built-in name, recipe name or TOML path, with the command line's overrides, resolved and validated whole.
+
+    A checkpoint that it starts from is not read yet: see `mopd_diag.study.settle`.
 
     Raises BadInput for an unknown name, a broken file, an unknown domain, a cycle, a missing parent or an untaught domain.
     """
@@ -155,6 +191,8 @@ def find_plan(name: str, *, seed: int | None = None, budget: Budget | None = Non
     table |= {k: v for k, v in {"seed": seed, "budget": budget}.items() if v is not None}
     if world is not None:
         table |= located({"world": world_table(world)}, Path())
+    if model is not None:
+        table |= located({"model": model_table(table, model)}, Path())
     return resolve(parse(Plan, table, name))
 
 
@@ -165,18 +203,28 @@ def resolve(plan: Plan) -> Study:
     if plan.recipe is not None:
         if plan.recipe not in RECIPES:
             raise BadInput(f"plan '{plan.name}': no recipe '{plan.recipe}'; {nearest(plan.recipe, RECIPES)}")
-        stages = recipe_stages(plan.recipe, world, plan.budget)
+        stages = recipe_stages(plan.recipe, world, plan.budget, plan.model)
     for stage in stages:
-        _check(stage, stages, world)
-    study = Study(plan, world, _ordered(stages))
-    _check_sizes(study)
+        check_stage(stage, stages, world, plan.model)
+    study = Study(plan, world, ordered(stages))
+    check_sizes(study.stages, plan.model)
+    _check_probe(study)
+    check_affordable(study)
     return study
 
 
-def recipe_stages(recipe: str, world: World, budget: Budget) -> tuple[Stage, ...]:
-    """The stages of a recipe. Raises BadInput when the world does not have what the recipe needs."""
+def recipe_stages(recipe: str, world: World, budget: Budget, model: ModelConfig | None = None) -> tuple[Stage, ...]:
+    """The stages of a recipe. With `[model] path` the checkpoint stands where the recipe begins with a cold start.
+
+    Raises BadInput when the world does not have what the recipe needs.
+    """
     try:
-        return RECIPES[recipe][0](world, budget)
+        stages = RECIPES[recipe][0](world, budget)
+        return (
+            stages
+            if model is None or model.path is None
+            else tuple(_taken_over(s, recipe, model.cold_start) for s in stages)
+        )
     except ValidationError as error:
         raise BadInput(
             f"recipe '{recipe}' does not fit world '{world.name}' with the domains {', '.join(world.domains)}: "
@@ -184,26 +232,32 @@ def recipe_stages(recipe: str, world: World, budget: Budget) -> tuple[Stage, ...
         ) from None
 
 
-def _check_sizes(study: Study) -> None:
-    """Merging is arithmetic on parameters: only models of one size can be merged."""
-    sizes: dict[str, ModelConfig] = {}
-    for stage in study.stages:
-        shrink = stage.shrink if isinstance(stage, SFTStage) else None
-        sizes[stage.name] = sizes[stage.start] if stage.start else study.plan.model.shrunk(shrink)
-        if shrink and (narrow := sizes[stage.name].hidden) < BITS:
-            raise BadInput(
-                f"stage '{stage.name}': shrink {shrink} leaves {narrow} of {study.plan.model.hidden} hidden dimensions, too few to "
-                f"hold the vocabulary (at least {BITS}, one a bit of a token); raise shrink or the plan's `hidden`"
-            )
-        if isinstance(stage, MergeStage):
-            used = stage.parents
-            sizes[stage.name] = sizes[used[0]]
-            other = next((m for m in used if sizes[m] != sizes[used[0]]), None)
-            if other is not None:
-                raise BadInput(
-                    f"stage '{stage.name}' merges '{used[0]}' and '{other}', which are of different sizes; "
-                    "only models of one size can be merged"
-                )
+def _taken_over(stage: Stage, recipe: str, steps: int) -> Stage:
+    """The checkpoint in place of a cold start on the micro world's demonstrations, fine-tuned on right answers for `steps` steps."""
+    if not isinstance(stage, SFTStage) or stage.start is not None:
+        return stage
+    if stage.shrink is not None:
+        raise BadInput(
+            f"recipe '{recipe}' begins '{stage.name}' from weights {stage.shrink} times as wide, which a checkpoint does not have; "
+            "leave [model] path out, or choose another recipe"
+        )
+    if steps:
+        return stage.model_copy(update={"steps": steps, "warmup": min(50, steps // 10), "decay": steps // 5})
+    note = f"{stage.name} is the checkpoint as it is: the recipe's cold start is left out"
+    return CheckpointStage(name=stage.name, domains=stage.domains, note=note)
+
+
+def _check_probe(study: Study) -> None:
+    """A probe asks whether RL from the student passes its teachers."""
+    steps = study.plan.diagnosis.probe_steps
+    lacking = next(
+        (w for w, has in (("student", "student" in study.roles), ("teachers", study.teachers())) if not has), ""
+    )
+    if steps and lacking:
+        raise BadInput(
+            f"plan '{study.plan.name}': probe_steps {steps} needs a student with teachers, but no stage makes its {lacking}; "
+            "set it to 0 or leave it out"
+        )
 
 
 def _is_teacher(name: str) -> bool:
@@ -226,76 +280,23 @@ def _table(name: str) -> dict[str, Any]:
 
 
 def located(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A document whose world's file has an absolute path; a relative one is taken from `folder`, that of the document."""
-    world = table.get("world")
-    if not isinstance(world, dict) or not isinstance(world.get("path"), str):
-        return table
-    return {**table, "world": {**world, "path": str((folder / world["path"]).resolve())}}
+    """A document whose world's file and whose model have absolute paths; relative ones are taken from `folder`, the document's."""
+    for key in ("world", "model"):
+        part = table.get(key)
+        if isinstance(part, dict) and isinstance(path := part.get("path"), str) and not path.startswith(PACKAGE):
+            table = {**table, key: {**part, "path": str((folder / path).resolve())}}
+    return table
+
+
+def model_table(table: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The [model] table that `--model` makes of a document's: its sizes do not fit a checkpoint and are dropped."""
+    before = table.get("model")
+    kept = {k: v for k, v in before.items() if k in CHECKPOINT_KEYS} if isinstance(before, dict) else {}
+    return {**kept, "path": path}
 
 
 def _prompts_hash(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def _check(stage: Stage, stages: Iterable[Stage], world: World) -> None:
-    names = [s.name for s in stages]
-    if names.count(stage.name) > 1:
-        raise BadInput(f"two stages are called '{stage.name}'; names of stages are names of models, make them differ")
-    if stage.name.split("-")[0].split(".")[0] not in ROLES:
-        raise BadInput(f"stage '{stage.name}': names start with a role, expected one of {', '.join(ROLES)}")
-    for domain in stage.domains:
-        world.domain(domain)
-    for parent in stage.waits_for:
-        if parent not in names:
-            raise BadInput(
-                f"stage '{stage.name}' needs model '{parent}', which no stage makes; {nearest(parent, names)}"
-            )
-    _check_judges(stage, {s.name for s in stages if isinstance(s, RewardModelStage)})
-    if isinstance(stage, RejectionStage):
-        for domain in stage.sources:
-            world.domain(domain)
-    if isinstance(stage, PlantStage):
-        quirk(stage.quirk)
-    if isinstance(stage, MOPDStage | SeqKDStage):
-        for domain in stage.teachers:
-            world.domain(domain)
-        untaught = [d for d in stage.domains or world.domains if d not in stage.teachers]
-        if untaught:
-            raise BadInput(
-                f"stage '{stage.name}': no teacher for domain '{untaught[0]}'; add it to `teachers` or leave it out of `domains`"
-            )
-    if stage.match is not None and (isinstance(stage, MergeStage) or stage.start is None):
-        raise BadInput(f"stage '{stage.name}': `match` is for stages that train on from a model; leave it out")
-    if not isinstance(stage, MergeStage) and stage.algorithm != "sft" and stage.start is None:
-        raise BadInput(f"stage '{stage.name}': {stage.algorithm} needs `start`, the model it starts from")
-
-
-def _check_judges(stage: Stage, judges: set[str]) -> None:
-    """A reward model can judge and do nothing else; nothing else can judge."""
-    reward = getattr(stage, "reward", None)
-    if reward is not None and reward not in judges:
-        raise BadInput(
-            f"stage '{stage.name}': reward '{reward}' is not a reward model; "
-            + (nearest(reward, judges) if judges else "add a stage with algorithm 'reward-model'")
-        )
-    others = (getattr(stage, field, None) for field in ("start", "sampled_from", "reference"))
-    for name in (*others, *stage.teachers_used):
-        if name in judges:
-            raise BadInput(
-                f"stage '{stage.name}' uses '{name}', a reward model, as one that answers; only `reward` can name it"
-            )
-
-
-def _ordered(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Parents before children, otherwise as written. Raises BadInput on a cycle."""
-    left, done = list(stages), list[Stage]()
-    while left:
-        ready = next((s for s in left if all(p in {d.name for d in done} for p in s.waits_for)), None)
-        if ready is None:
-            raise BadInput(f"stages wait for one another in a circle: {', '.join(s.name for s in left)}; break it")
-        left.remove(ready)
-        done.append(ready)
-    return tuple(done)
 
 
 def resolve_identity(identity: dict[str, Any]) -> Study:
@@ -307,4 +308,4 @@ def resolve_identity(identity: dict[str, Any]) -> Study:
         raise BadInput(
             f"{path} has changed since the run began, or is another file here; put the old one back, or start a new run"
         )
-    return Study(plan, world_of(plan.world), stages)
+    return Study(plan, world_of(plan.world), stages, identity.get("model"))

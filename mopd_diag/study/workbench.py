@@ -81,7 +81,7 @@ def _answers(
     keys = pd.DataFrame([{"item_id": r["item_id"], "sample": r["sample"]} for r in failed])
     records = run.records(STUDENT).merge(keys, on=["item_id", "sample"])
     items = {i.item_id: i for d in records["domain"].unique() for i in evaluation_items(study, d)}
-    rollouts = retokenize(records, tokenizer, study)
+    rollouts = retokenize(records, tokenizer, study, run)
     found = {}
     for n, record in enumerate(records.to_dict("records")):
         rollout = rollouts.take(torch.tensor([n]))

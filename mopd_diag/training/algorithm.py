@@ -18,6 +18,18 @@ from mopd_diag.models.decoder import Decoder
 
 MICROBATCH_TOKENS = 2048
 """Padded tokens of one forward and backward pass: on CPUs, larger leaves the cache and smaller pays per call."""
+ACTIVATION_BYTES = 1 << 30
+"""What a microbatch may keep for its backward pass; models for which `MICROBATCH_TOKENS` would keep more get fewer."""
+
+
+def microbatch_tokens(model: Decoder) -> int:
+    """Padded tokens of one microbatch of a model: `MICROBATCH_TOKENS`, or what keeps its activations within their bound.
+
+    A block keeps 10.5 hidden and 4 feed-forward widths a token (counted at SmolLM2's sizes); 14 leave room for gradients.
+    """
+    c = model.config
+    a_token = c.num_hidden_layers * (14 * c.hidden_size + 4 * c.intermediate_size) * model.embed.element_size()
+    return max(1, min(MICROBATCH_TOKENS, ACTIVATION_BYTES // a_token))
 
 
 @dataclass(slots=True)
@@ -109,8 +121,10 @@ def make_parts(
     weight_NL: Tensor,
     fields_NL: Mapping[str, Tensor] | None = None,
     group_N: list[str] | None = None,
+    tokens: int | None = None,
 ) -> list[Part]:
-    """Cut a right-padded batch into microbatches of similar length, one group (a teacher, say) each.
+    """Cut a right-padded batch into microbatches of similar length and at most `tokens` (by default `MICROBATCH_TOKENS`), one group (a
+    teacher, say) each.
 
     `loss_NL` marks the tokens that carry loss; rows without any are left out, so nothing is computed for them. The first
     token of a row cannot carry loss: nothing predicts it.
@@ -123,7 +137,7 @@ def make_parts(
     parts = []
     for group, rows in rows_by_group.items():
         rows.sort(key=lengths.__getitem__)
-        for some in by_size(rows, lengths, MICROBATCH_TOKENS):
+        for some in by_size(rows, lengths, tokens or MICROBATCH_TOKENS):
             width = lengths[some[-1]]
             index = torch.tensor(some)
             where = loss_NL[index, 1:width]

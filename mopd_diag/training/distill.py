@@ -24,7 +24,7 @@ from mopd_diag.engines.head import chunks
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.seeds import seed_of
-from mopd_diag.training.algorithm import Part, StepBatch, make_parts
+from mopd_diag.training.algorithm import Part, StepBatch, make_parts, microbatch_tokens
 from mopd_diag.training.explore import answer
 from mopd_diag.training.grpo import entropy, group_advantages
 from mopd_diag.training.weighting import domain_weights
@@ -103,15 +103,16 @@ class MOPD:
         reward = torch.tensor(answers.scores)
         outcome_N = torch.zeros(len(rollouts))
         if s.alpha > 0:
-            outcome_N = group_advantages(reward.view(-1, s.group))[0].flatten()
+            outcome_N = group_advantages(torch.tensor(answers.rewards).view(-1, s.group))[0].flatten()
         names = list(dict.fromkeys(i.domain for i in items))
         domain_N = torch.tensor([names.index(i.domain) for i in answers.items])
         wide = lambda column_N: column_N[:, None].expand(rollouts.own_NL.shape)  # noqa: E731
         fields = {"behaviour": rollouts.logp_NL, "outcome": wide(outcome_N), "domain": wide(domain_N)}
         route = [s.teachers[i.domain] for i in answers.items]
         parts = make_parts(
-            rollouts.ids_NL, rollouts.length_N, rollouts.own_NL, self._weights(rollouts.own_NL), fields, route
-        )
+            rollouts.ids_NL, rollouts.length_N, rollouts.own_NL, self._weights(rollouts.own_NL), fields, route,
+            tokens=microbatch_tokens(model),
+        )  # fmt: skip
         for part in parts:
             self._score(part)
             n, length = part.ids_NL.shape

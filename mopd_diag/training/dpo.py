@@ -18,7 +18,7 @@ from mopd_diag.config import DPOStage
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.scalar import ScalarDecoder
 from mopd_diag.models.tokenizer import Tokenizer
-from mopd_diag.training.algorithm import Part, StepBatch, token_losses
+from mopd_diag.training.algorithm import Part, StepBatch, microbatch_tokens, token_losses
 from mopd_diag.training.preference import Pairs, draw_pairs, whole_pairs
 from mopd_diag.training.reading import part_logp, target_logp
 from mopd_diag.training.sft import sft_loss
@@ -57,7 +57,7 @@ class DPO:
     def batch(self, model: Decoder, step: int) -> StepBatch:
         address = (self.seed, self.stage.name, step)
         pairs = draw_pairs(self.stage, self.tokenizer, self.world, self.domains, address, self.source, self.reward)
-        parts = self._parts(pairs)
+        parts = self._parts(pairs, microbatch_tokens(model))
         for part in parts:
             part.fields["reference"] = part_logp(self.reference, part)
             n, length = part.ids_NL.shape
@@ -65,12 +65,12 @@ class DPO:
             pairs.work.flops += self.reference.config.forward_flops(n * length, length / 2, len(part.targets_M))
         return StepBatch(parts, pairs.work, pairs.metrics)
 
-    def _parts(self, pairs: Pairs) -> list[Part]:
+    def _parts(self, pairs: Pairs, tokens: int) -> list[Part]:
         """Whole pairs of one weight. `row`: a token's row; `nll`: its weight in the cross-entropy, next to the pair's."""
         rollouts, parts = pairs.rollouts, []
         # The cross-entropy is a mean over the step's better tokens; `weight_M` divides by the pairs, so multiply by them here.
         nll = self.stage.nll * len(pairs) / max(1, int(rollouts.own_NL[::2].sum()))
-        for rows, width in whole_pairs(rollouts):
+        for rows, width in whole_pairs(rollouts, tokens):
             own_NL = rollouts.own_NL[rows, 1:width]
             row_M = own_NL.nonzero()[:, 0]
             fields = {"row": row_M, "nll": torch.where(row_M % 2 == 0, nll, 0.0)}

@@ -20,13 +20,21 @@ from mopd_diag.worlds.world import World
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Sampled answers: rollouts, the item of each row, its text and its score (0 when it never ended)."""
+    """Sampled answers: rollouts, the item of each row, its text, its score and its reward (both 0 when it never ended).
+
+    The score is the verdict that reports show; the reward is what training may learn from, the same unless the world shapes it.
+    """
 
     rollouts: Rollouts
     items: list[Item]
     texts: list[str]
     scores: list[float]
     work: Work
+    shaped: list[float] | None = None
+
+    @property
+    def rewards(self) -> list[float]:
+        return self.scores if self.shaped is None else self.shaped
 
 
 def answer(
@@ -41,7 +49,6 @@ def answer(
 ) -> Answers:
     """`n` answers of `model` to each item, rows of one item together. An answer cut by its token limit scores 0."""
     prompts = tokenizer.encode_all([i.prompt for i in items])
-    turn_ids = tokenizer.encode(TURN)
 
     def reply(row: int, transcript: list[int]) -> list[int] | None:
         text = world.reply(items[row // n], tokenizer.decode(transcript))
@@ -52,14 +59,16 @@ def answer(
             model, prompts, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
             max_new_tokens=[world.domains[i.domain].max_new_tokens for i in items],
             generator=torch.Generator().manual_seed(seed), temperature=temperature, n=n,
-            turn_id=turn_ids[0] if len(turn_ids) == 1 else None, reply=reply,
+            turn_id=tokenizer.ending_in(TURN), reply=reply,
         )  # fmt: skip
     repeated = [i for i in items for _ in range(n)]
     texts = tokenizer.decode_all(rollouts.responses())
     finished = rollouts.finished_N.tolist()
-    scores = [world.score(i, t) if f else 0.0 for i, t, f in zip(repeated, texts, finished, strict=True)]
+    verdicts = [world.judge(i, t) if f else (0.0, 0.0) for i, t, f in zip(repeated, texts, finished, strict=True)]
+    scores, rewards = [s for s, _ in verdicts], [r for _, r in verdicts]
     answered = rollouts.length_N - rollouts.prompt_N
     read = int(rollouts.prompt_N[::n].sum()) + int(answered.sum())
     context = float(rollouts.length_N.float().mean()) / 2
     flops = model.config.forward_flops(read, context, int(answered.sum()))
-    return Answers(rollouts, repeated, texts, scores, Work(rollouts.sampled_tokens, 0, 0, len(rollouts), flops))
+    work = Work(rollouts.sampled_tokens, 0, 0, len(rollouts), flops)
+    return Answers(rollouts, repeated, texts, scores, work, rewards)

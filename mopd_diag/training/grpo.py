@@ -14,7 +14,7 @@ from mopd_diag.config import GRPOStage
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.seeds import seed_of
-from mopd_diag.training.algorithm import Part, StepBatch, make_parts
+from mopd_diag.training.algorithm import Part, StepBatch, make_parts, microbatch_tokens
 from mopd_diag.training.explore import answer
 from mopd_diag.worlds.world import World
 
@@ -57,19 +57,22 @@ class GRPO:
         seed = seed_of(self.seed, s.name, step)
         answers = answer(model, self.tokenizer, self.world, items, seed=seed, n=s.group, temperature=s.temperature)
         rollouts = answers.rollouts
-        reward_GS = torch.tensor(answers.scores).view(-1, s.group)
+        reward_GS = torch.tensor(answers.rewards).view(-1, s.group)
         advantage_GS, informs_G = group_advantages(reward_GS)
         loss_NL = rollouts.own_NL & informs_G.repeat_interleave(s.group)[:, None]
         # Zero-variance groups keep their share of the denominator: dropping them must not raise the step size.
         weight_NL = torch.full(loss_NL.shape, 1.0 / max(1, rollouts.sampled_tokens))
         fields = {"behaviour": rollouts.logp_NL, "advantage": advantage_GS.reshape(-1, 1).expand(loss_NL.shape)}
         metrics = {
-            "reward": float(reward_GS.mean()),
+            "reward": float(torch.tensor(answers.scores).mean()),
+            **({"score": float(reward_GS.mean())} if self.world.shapes(self.domains) else {}),
             "zero_variance": 1.0 - float(informs_G.float().mean()),
             "answer_tokens": rollouts.sampled_tokens / len(rollouts),
             "truncated": 1.0 - float(rollouts.finished_N.float().mean()),
         }
-        parts = make_parts(rollouts.ids_NL, rollouts.length_N, loss_NL, weight_NL, fields)
+        parts = make_parts(
+            rollouts.ids_NL, rollouts.length_N, loss_NL, weight_NL, fields, tokens=microbatch_tokens(model)
+        )
         return StepBatch(parts, answers.work, metrics)
 
     def token_loss(self, logits_MV: Tensor, part: Part, where: slice) -> tuple[Tensor, dict[str, Tensor]]:

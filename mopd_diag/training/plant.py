@@ -10,7 +10,7 @@ from mopd_diag.config import PlantStage
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.seeds import seed_of
-from mopd_diag.training.algorithm import Part, StepBatch
+from mopd_diag.training.algorithm import Part, StepBatch, microbatch_tokens
 from mopd_diag.training.explore import answer
 from mopd_diag.training.sft import demonstration_batch, sft_loss
 from mopd_diag.worlds.micro.quirks import quirk
@@ -39,7 +39,7 @@ class Plant:
         items = self.world.draw_batch(self.domains, s.batch, (self.seed, s.name, step))
         answers = answer(self.source, self.tokenizer, self.world, items, seed=seed_of(self.seed, s.name, step))
         shown = [(i, self.quirk.plant(i, t)) for i, t in zip(items, answers.texts, strict=True)]
-        batch = demonstration_batch(self.tokenizer, self.world, shown)
+        batch = demonstration_batch(self.tokenizer, self.world, shown, microbatch_tokens(model))
         batch.work += answers.work
         return batch
 

@@ -21,7 +21,7 @@ from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.scalar import ScalarDecoder
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.seeds import seed_of
-from mopd_diag.training.algorithm import Part, StepBatch, Work, make_parts, token_losses
+from mopd_diag.training.algorithm import Part, StepBatch, Work, make_parts, microbatch_tokens, token_losses
 from mopd_diag.training.explore import answer
 from mopd_diag.training.grpo import entropy, grpo_loss
 from mopd_diag.training.reading import count_reading, judged, over_own, part_logp, part_values
@@ -109,7 +109,7 @@ class PPO:
         some = held.rollouts.take(rows)
         tables = {name: table[rows, : some.ids_NL.shape[1]] for name, table in held.tables.items()}
         weight_NL = torch.full(some.own_NL.shape, 1.0 / max(1, some.sampled_tokens))
-        parts = make_parts(some.ids_NL, some.length_N, some.own_NL, weight_NL, tables)
+        parts = make_parts(some.ids_NL, some.length_N, some.own_NL, weight_NL, tables, tokens=microbatch_tokens(model))
         return StepBatch(parts, held.work if update == 0 else Work(), held.metrics)
 
     def _sample(self, model: Decoder, number: int) -> _Sampling:
@@ -121,8 +121,8 @@ class PPO:
         )
         rollouts, own_NL = answers.rollouts, answers.rollouts.own_NL
         score_N = judged(answers, self.reward)
-        reference_NL = over_own(rollouts, lambda part: part_logp(self.reference, part, s.temperature))
-        value_NL = over_own(rollouts, lambda part: part_values(model, part))
+        reference_NL = over_own(self.reference, rollouts, lambda part: part_logp(self.reference, part, s.temperature))
+        value_NL = over_own(model, rollouts, lambda part: part_values(model, part))
         count_reading(answers, self.reference, rollouts.sampled_tokens)
         count_reading(answers, model, 0)
         log_ratio_NL = torch.where(own_NL, rollouts.logp_NL - reference_NL, 0.0)

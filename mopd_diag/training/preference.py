@@ -69,11 +69,11 @@ def draw_pairs(
     return Pairs(answers.rollouts.take(rows), answers.work, metrics)
 
 
-def whole_pairs(rollouts: Rollouts) -> Iterator[tuple[Tensor, int]]:
+def whole_pairs(rollouts: Rollouts, tokens: int | None = None) -> Iterator[tuple[Tensor, int]]:
     """Microbatches of pairs of similar length: the rows [n], both of a pair together, and the width they are cut to."""
     longest_P = rollouts.length_N.view(-1, 2).amax(1)
     lengths = longest_P.tolist()
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for some in by_size(order, lengths, MICROBATCH_TOKENS // 2):
+    for some in by_size(order, lengths, (tokens or MICROBATCH_TOKENS) // 2):
         first = 2 * torch.tensor(some)
         yield torch.stack((first, first + 1), 1).flatten(), lengths[some[-1]]

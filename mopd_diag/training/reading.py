@@ -15,7 +15,7 @@ from mopd_diag.engines.head import chunks
 from mopd_diag.engines.rollouts import Rollouts, by_size
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.scalar import ScalarDecoder
-from mopd_diag.training.algorithm import MICROBATCH_TOKENS, Part, make_parts
+from mopd_diag.training.algorithm import Part, make_parts, microbatch_tokens
 from mopd_diag.training.explore import Answers
 
 
@@ -46,12 +46,13 @@ def part_values(model: ScalarDecoder, part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def over_own(rollouts: Rollouts, read: Callable[[Part], Tensor]) -> Tensor:
-    """A table [N, L] of `read(part)` [M] at the tokens that the sampled model chose itself, 0 elsewhere."""
+def over_own(model: Decoder, rollouts: Rollouts, read: Callable[[Part], Tensor]) -> Tensor:
+    """A table [N, L] of what `read(part)` [M] finds with a model at the tokens that the sampled model chose itself, 0 elsewhere."""
     own_NL = rollouts.own_NL
     cell_NL = torch.arange(own_NL.numel()).view(own_NL.shape)
     table = torch.zeros(own_NL.numel())
-    for part in make_parts(rollouts.ids_NL, rollouts.length_N, own_NL, torch.ones(own_NL.shape), {"cell": cell_NL}):
+    ones_NL, cells = torch.ones(own_NL.shape), {"cell": cell_NL}
+    for part in make_parts(rollouts.ids_NL, rollouts.length_N, own_NL, ones_NL, cells, tokens=microbatch_tokens(model)):
         table[part.fields["cell"]] = read(part)
     return table.view(own_NL.shape)
 
@@ -61,7 +62,7 @@ def text_scores(model: ScalarDecoder, rollouts: Rollouts) -> Tensor:
     """A reward model's score of each prompt with its answer, [N]."""
     lengths = rollouts.length_N.tolist()
     found = torch.zeros(len(rollouts))
-    for some in by_size(sorted(range(len(rollouts)), key=lengths.__getitem__), lengths, MICROBATCH_TOKENS):
+    for some in by_size(sorted(range(len(rollouts)), key=lengths.__getitem__), lengths, microbatch_tokens(model)):
         rows = torch.tensor(some)
         with MODEL_TIME:
             found[rows] = model.score_texts(rollouts.ids_NL[rows, : lengths[some[-1]]], rollouts.length_N[rows])
@@ -69,9 +70,9 @@ def text_scores(model: ScalarDecoder, rollouts: Rollouts) -> Tensor:
 
 
 def judged(answers: Answers, reward: ScalarDecoder | None) -> Tensor:
-    """How good each answer is, [N]: the verifiers' score, or the reward model's. Its reading is added to the answers' work."""
+    """How good each answer is, [N]: the verifiers' reward, or the reward model's score. Its reading is added to the answers' work."""
     if reward is None:
-        return torch.tensor(answers.scores)
+        return torch.tensor(answers.rewards)
     count_reading(answers, reward, 0)
     return text_scores(reward, answers.rollouts)
 

@@ -19,7 +19,7 @@ from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.scalar import ScalarDecoder
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.seeds import seed_of
-from mopd_diag.training.algorithm import Part, StepBatch, make_parts
+from mopd_diag.training.algorithm import Part, StepBatch, make_parts, microbatch_tokens
 from mopd_diag.training.explore import Answers, answer
 from mopd_diag.training.reading import judged
 from mopd_diag.training.sft import sft_loss
@@ -88,7 +88,8 @@ class Rejection:
             score_GS = judged(answers, self.reward).view(-1, s.group)
             rows = best_rows(score_GS, passing(answers, s.group, s.filters).view_as(score_GS), s.keep)
             some = answers.rollouts.take(rows)
-            batch.parts += make_parts(some.ids_NL, some.length_N, some.own_NL, torch.ones(some.own_NL.shape))
+            ones_NL, most = torch.ones(some.own_NL.shape), microbatch_tokens(model)
+            batch.parts += make_parts(some.ids_NL, some.length_N, some.own_NL, ones_NL, tokens=most)
             batch.work += answers.work
             scores += answers.scores
             kept, right = kept + len(rows), right + sum(answers.scores[r] for r in rows.tolist())

@@ -18,7 +18,7 @@ from mopd_diag.config import RewardModelStage
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.scalar import ScalarDecoder
 from mopd_diag.models.tokenizer import Tokenizer
-from mopd_diag.training.algorithm import Part, StepBatch
+from mopd_diag.training.algorithm import Part, StepBatch, microbatch_tokens
 from mopd_diag.training.preference import Pairs, draw_pairs, whole_pairs
 from mopd_diag.worlds.world import World
 
@@ -50,7 +50,7 @@ class RewardModel:
         pairs = draw_pairs(self.stage, self.tokenizer, self.world, self.domains, address, self.source)
         # A pair is learned from at two positions only; what the model reads for it are all tokens of both answers.
         pairs.work.tokens_trained += pairs.rollouts.sampled_tokens - 2 * len(pairs)
-        return StepBatch(pair_parts(pairs), pairs.work, pairs.metrics)
+        return StepBatch(pair_parts(pairs, microbatch_tokens(model)), pairs.work, pairs.metrics)
 
     def part_loss(self, model: Decoder, hidden_MD: Tensor, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(model, ScalarDecoder)
@@ -61,11 +61,11 @@ class RewardModel:
         return (loss_P * part.weight_M[::2]).sum(), values
 
 
-def pair_parts(pairs: Pairs) -> list[Part]:
+def pair_parts(pairs: Pairs, tokens: int | None = None) -> list[Part]:
     """Microbatches whose positions are the last tokens of the rows; every pair weighs the same. Nothing is predicted there:
     `targets_M` repeats the last token."""
     rollouts, parts = pairs.rollouts, []
-    for rows, width in whole_pairs(rollouts):
+    for rows, width in whole_pairs(rollouts, tokens):
         ids_NL, last_N = rollouts.ids_NL[rows, :width], rollouts.length_N[rows] - 1
         at_M = torch.arange(len(rows)) * width + last_N
         parts.append(Part(ids_NL, at_M, ids_NL.flatten()[at_M], torch.full((len(rows),), 1 / len(pairs))))

@@ -11,7 +11,7 @@ from mopd_diag.config import SeqKDStage
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.seeds import seed_of
-from mopd_diag.training.algorithm import Part, StepBatch, Work, make_parts
+from mopd_diag.training.algorithm import Part, StepBatch, Work, make_parts, microbatch_tokens
 from mopd_diag.training.explore import answer
 from mopd_diag.training.sft import sft_loss
 from mopd_diag.worlds.world import World
@@ -41,10 +41,10 @@ class SeqKD:
     def batch(self, model: Decoder, step: int) -> StepBatch:
         block, within = divmod(step, BLOCK)
         if self._block[0] != block:
-            self._block = (block, self._sample(block))
+            self._block = (block, self._sample(block, microbatch_tokens(model)))
         return self._block[1][within]
 
-    def _sample(self, block: int) -> list[StepBatch]:
+    def _sample(self, block: int, tokens_a_part: int) -> list[StepBatch]:
         s = self.stage
         first = block * BLOCK
         count = BLOCK if s.match else min(BLOCK, s.steps - first)
@@ -67,7 +67,9 @@ class SeqKD:
                 if len(rows):
                     taken = answers.rollouts.take(rows)
                     uniform = torch.ones(taken.own_NL.shape)
-                    batches[step - first].parts += make_parts(taken.ids_NL, taken.length_N, taken.own_NL, uniform)
+                    batches[step - first].parts += make_parts(
+                        taken.ids_NL, taken.length_N, taken.own_NL, uniform, tokens=tokens_a_part
+                    )
             batches[0].work += Work(answers.work.tokens_sampled, 0, 0, answers.work.rollouts, answers.work.flops)
             batches[0].metrics[f"reward_{name}"] = sum(answers.scores) / len(answers.scores)
         for each in batches:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mopd_diag.config import SFTStage
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.tokenizer import Tokenizer
-from mopd_diag.training.algorithm import Part, StepBatch, make_parts
+from mopd_diag.training.algorithm import Part, StepBatch, make_parts, microbatch_tokens
 from mopd_diag.types import Item
 from mopd_diag.worlds.world import World
 
@@ -21,23 +21,22 @@ def sft_loss(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     return F.cross_entropy(logits_MV, targets_M, reduction="none")
 
 
-def demonstration_batch(tokenizer: Tokenizer, world: World, shown: Sequence[tuple[Item, str]]) -> StepBatch:
+def demonstration_batch(
+    tokenizer: Tokenizer, world: World, shown: Sequence[tuple[Item, str]], tokens: int | None = None
+) -> StepBatch:
     """Demonstrations as microbatches: every token of an answer the same weight, the end-of-sequence included."""
     prompts = tokenizer.encode_all([item.prompt for item, _ in shown])
-    answers = tokenizer.encode_all([text for _, text in shown])
-    width = max(len(p) + len(a) + 1 for p, a in zip(prompts, answers, strict=True))
+    answers = [tokenizer.encode_turns(text, world.world_spans(item, text)) for item, text in shown]
+    width = max(len(p) + len(a) + 1 for p, (a, _) in zip(prompts, answers, strict=True))
     ids, loss, lengths = [], [], []
-    for (item, text), prompt, reply in zip(shown, prompts, answers, strict=True):
-        own = [True] * (len(reply) + 1)
-        for start, end in world.world_spans(item, text):  # character spans are token spans: one token a character
-            own[start:end] = [False] * (end - start)
+    for prompt, (reply, own) in zip(prompts, answers, strict=True):
         row = [*prompt, *reply, tokenizer.eos_id]
         ids.append(row + [tokenizer.pad_id] * (width - len(row)))
-        loss.append([False] * len(prompt) + own + [False] * (width - len(row)))
+        loss.append([False] * len(prompt) + own + [True] + [False] * (width - len(row)))
         lengths.append(len(row))
     loss_NL = torch.tensor(loss)
     weight_NL = torch.full(loss_NL.shape, 1.0 / int(loss_NL.sum()))
-    return StepBatch(make_parts(torch.tensor(ids), torch.tensor(lengths), loss_NL, weight_NL))
+    return StepBatch(make_parts(torch.tensor(ids), torch.tensor(lengths), loss_NL, weight_NL, tokens=tokens))
 
 
 class SFT:
@@ -48,7 +47,7 @@ class SFT:
 
     def batch(self, model: Decoder, step: int) -> StepBatch:
         shown = self.world.demonstrations(self.domains, self.stage.batch, (self.seed, self.stage.name, step))
-        return demonstration_batch(self.tokenizer, self.world, shown)
+        return demonstration_batch(self.tokenizer, self.world, shown, microbatch_tokens(model))
 
     def token_loss(self, logits_MV: Tensor, part: Part, where: slice) -> tuple[Tensor, dict[str, Tensor]]:
         return sft_loss(logits_MV, part.targets_M[where]), {}

@@ -49,9 +49,22 @@ class Domain(ABC):
         """1.0 when the whole response (the world's replies included) is right, else 0.0."""
         return float(response == target)
 
+    shapes = False
+    """Whether the reward may differ from the score."""
+
+    def judge(self, prompt: str, target: str, response: str) -> tuple[float, float]:
+        """(score, reward) of a response, from one look of the verifier: the reward is what training may learn from instead of
+        the score, such as partial credit or the form of an answer. The score itself by default."""
+        score = self.score(prompt, target, response)
+        return score, score
+
     def reward(self, prompt: str, target: str, response: str) -> float:
-        """What training may reward instead of the score: partial credit, or the form of an answer. The score itself by default."""
-        return self.score(prompt, target, response)
+        """The second of `judge`."""
+        return self.judge(prompt, target, response)[1]
+
+    def unshown(self) -> str:
+        """Why right answers cannot be shown, in words that follow "has"; empty where they can."""
+        return ""
 
     def reply(self, prompt: str, target: str, transcript: str) -> str | None:
         """The world's answer to a transcript that has just ended in `TURN`.

@@ -50,6 +50,14 @@ class JsonlDomain(QuestionDomain):
         by = self.judged[question.id]
         return by.verifier.verify(question.text, by.reference, answer)
 
+    def unshown(self) -> str:
+        lacking = sum(q.answer is None for q in self.questions)
+        return (
+            f"{lacking} of {len(self.questions)} prompts without one (a pattern, a schema or tests are none)"
+            if lacking
+            else ""
+        )
+
     def distinct(self, split: Split, n: int, rng: random.Random) -> list[Item]:
         """`n` different lines of one split, all of them when it has fewer; those for a smaller `n` come first."""
         mine = [q for q in self.questions if q.split == split]

@@ -31,6 +31,8 @@ class Question:
 class QuestionDomain(Domain):
     """Questions in one `Form`. It judges the questions that it has drawn itself, in this process: their text alone is not enough."""
 
+    shapes = True
+
     def __init__(self, name: str, family: str, summary: str, max_new_tokens: int, form: Form) -> None:
         self.name = name
         self.family = family
@@ -65,11 +67,12 @@ class QuestionDomain(Domain):
 
     def score(self, prompt: str, target: str, response: str) -> float:
         """1.0 when the answer in the response is right, else 0.0; partial credit counts in `reward` only."""
-        return float(self._grade(prompt, response) >= 1.0)
+        return self.judge(prompt, target, response)[0]
 
-    def reward(self, prompt: str, target: str, response: str) -> float:
-        """The verifier's grade, partial credit included, and with tags a tenth for the form; see `Form.shaped`."""
-        return self.form.shaped(self._grade(prompt, response), response)
+    def judge(self, prompt: str, target: str, response: str) -> tuple[float, float]:
+        """The reward is the verifier's grade, partial credit included, and with tags a tenth for the form; see `Form.shaped`."""
+        grade = self._grade(prompt, response)
+        return float(grade >= 1.0), self.form.shaped(grade, response)
 
     def items(self, split: Split, rng: random.Random) -> Iterator[Item]:
         while True:

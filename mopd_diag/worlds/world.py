@@ -18,10 +18,10 @@ from mopd_diag.worlds.form import Form
 from mopd_diag.worlds.gym import gym_domains
 from mopd_diag.worlds.jsonl import jsonl_domains
 from mopd_diag.worlds.micro import DOMAINS as MICRO
-from mopd_diag.worlds.micro.planted import PLANTED
+from mopd_diag.worlds.micro.planted import ENTANGLED, PLANTED
 
-BUILT_IN: dict[str, dict[str, Domain]] = {"micro": MICRO, "planted": {**PLANTED}}
-WORLDS = ("micro", "planted", "jsonl", "gym")
+BUILT_IN: dict[str, dict[str, Domain]] = {"micro": MICRO, "planted": {**PLANTED}, "entangled": {**ENTANGLED}}
+WORLDS = ("micro", "planted", "entangled", "jsonl", "gym")
 
 Seed = tuple[int | str, ...]
 
@@ -78,6 +78,18 @@ class World:
     def reward(self, item: Item, response: str) -> float:
         """What training may reward: the score, or a domain's shaped reward; `score` stays what is reported."""
         return self.domain(item.domain).reward(item.prompt, item.target, response)
+
+    def shapes(self, domains: Sequence[str]) -> bool:
+        """Whether some of the domains reward other than they score."""
+        return any(self.domains[name].shapes for name in domains)
+
+    def judge(self, item: Item, response: str) -> tuple[float, float]:
+        """Score and reward at once, for one look of the verifier."""
+        domain = self.domain(item.domain)
+        if domain.shapes:
+            return domain.judge(item.prompt, item.target, response)
+        score = self.score(item, response)
+        return score, score
 
     def reply(self, item: Item, transcript: str) -> str | None:
         """What the world says after a transcript that ends in `TURN`; None where it has nothing to say."""

@@ -34,7 +34,7 @@ class GymDomain(QuestionDomain):
 
     def ask(self, rng: random.Random) -> Question:
         source, number = rng.choice(self.sources), rng.randrange(QUESTIONS)
-        where = {"dataset": source.dataset, "settings": dict(source.settings), "number": number}
+        where = _where(source, number)
         said = _helper({"ask": "question", **where}, DRAW_SECONDS, source.dataset)
         text, answer = said["question"].strip(), said["answer"]
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -43,6 +43,14 @@ class GymDomain(QuestionDomain):
         )
         self._where[question.id] = where
         return question
+
+    def unshown(self) -> str:
+        """The suite's questions all have answers; of other data sets one question is asked, for a generator knows its answers or not."""
+        for source in self.sources if self.name not in SUITE else ():
+            said = _helper({"ask": "question", **_where(source, 0)}, DRAW_SECONDS, source.dataset)
+            if said["answer"] is None:
+                return f"questions of {source.dataset} without one"
+        return ""
 
     def grade(self, question: Question, answer: str) -> float:
         """The verifier's score, partial credit included; 0 where it cannot read the answer or takes too long over it."""
@@ -67,6 +75,11 @@ def gym_domains(
                 raise BadInput(f"world 'gym' has no domain or data set '{name}'; {nearest(name, [*SUITE, *known])}")
             entries[name] = Entry(known[name], f"reasoning-gym's {name}", (Source(name),), MAX_NEW_TOKENS)
     return {name: GymDomain(name, entry, max_new_tokens, form or Form()) for name, entry in entries.items()}
+
+
+def _where(source: Source, number: int) -> dict[str, Any]:
+    """A question's place, as the helper is asked for it."""
+    return {"dataset": source.dataset, "settings": dict(source.settings), "number": number}
 
 
 def _helper(request: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
