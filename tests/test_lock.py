@@ -23,6 +23,8 @@ ASKED = [
         *EXTRAS["eval"],
         *EXTRAS["gym"],
         *EXTRAS["inspect"],
+        *EXTRAS["metrics"],
+        *EXTRAS["ray"],
         *EXTRAS["test"],
         *EXTRAS["dev"],
     ]

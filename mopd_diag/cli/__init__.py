@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 # isort: off
-from mopd_diag.cli import train, diagnose, measure, regress, show, benches  # noqa: F401 (the order of the help)
+from mopd_diag.cli import train, diagnose, measure, regress, evaluate, export, show, benches  # noqa: F401 (the order of the help)
 
 # isort: on
 from mopd_diag.cli.shared import app

@@ -15,20 +15,30 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="provenance, sampling, scoring, training, compare or app.", show_default=False
+            metavar="NAME",
+            help="What is right: provenance, interference, caps. What it costs: teachers, costs, scale. Speed: sampling, scoring, "
+            "loglikelihood, training, compare, app.",
+            show_default=False,
         ),
     ],
     seed: Annotated[
         list[int] | None,
-        typer.Option("--seed", min=0, help="provenance: seed of a cast; repeat it for several. Default 0."),
+        typer.Option(
+            "--seed",
+            min=0,
+            help="provenance, interference, teachers: seed of a cast; repeat it for several. Default 0.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="provenance: where casts are kept. Default runs/provenance."),
+        typer.Option(
+            "--out", metavar="DIR", help="provenance, interference, teachers: where casts are kept. Default runs/NAME."
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Measure: speed side by side with other tools, or how often the attribution is right (provenance)."""
+    """Measure: speed side by side with other tools, how often the attribution is right (provenance), whether gradients foresee harm
+    (interference), or whether the caps hold what they say (caps)."""
     from mopd_diag.study.benches import run_bench
 
     run_bench(name, emit if json_ else None, seeds=seed or (), out=out)

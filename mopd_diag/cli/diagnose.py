@@ -21,7 +21,16 @@ def attribute(
         Path | None, typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts; the student samples the answers.")
     ] = None,
     rollouts: Annotated[
-        Path | None, typer.Option("--rollouts", metavar="FILE.jsonl", help="Given answers, scored as they are.")
+        Path | None,
+        typer.Option(
+            "--rollouts",
+            metavar="FILE",
+            help="Given answers, scored as they are; also what TRL, verl or NeMo-RL logged.",
+        ),
+    ] = None,
+    domains: Annotated[
+        Path | None,
+        typer.Option("--domains", metavar="FILE.jsonl", help="Prompts with domains, for rollouts that name none."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest sampled answer.")] = 256,
     temperature: Annotated[
@@ -53,6 +62,7 @@ def attribute(
             cast,
             prompts=prompts,
             rollouts=rollouts,
+            domains=domains,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,

@@ -24,7 +24,8 @@ def plans(json_: Json = False) -> None:
 
     table = Table("name", "kind", "teachers", "domains", "summary", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row["name"], row["kind"], str(row["teachers"]), str(row["domains"]), row["summary"])
+        numbers = ("–" if row[key] is None else str(row[key]) for key in ("teachers", "domains"))
+        table.add_row(row["name"], row["kind"], *numbers, row["summary"])
     stdout().print(table)
 
 
@@ -35,7 +36,12 @@ def run(
         Path | None, typer.Option("--out", metavar="DIR", help="Run directory; default runs/PLAN-BUDGET-sSEED.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Seed of everything random; default the plan's.")
+        list[int] | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            help="Seed of everything random; default the plan's. Repeat it for several runs and one table.",
+        ),
     ] = None,
     budget: Annotated[
         BudgetName | None, typer.Option("--budget", help="How much to train; default the plan's.")
@@ -48,27 +54,54 @@ def run(
             help="World, or WORLD:DOMAIN,DOMAIN; jsonl:FILE for your own prompts, gym:NAMES for reasoning-gym. Default the plan's.",
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PATH",
+            help="Checkpoint to start from: a Hugging Face directory, a GGUF file, or package:NAME. Default the plan's.",
+        ),
+    ] = None,
     scheduler: Annotated[
-        Literal["local", "ray"], typer.Option("--scheduler", help="Who runs independent stages.")
+        Literal["local", "ray"],
+        typer.Option("--scheduler", help="Who runs the jobs: processes of this machine, or Ray (docs/scale.md)."),
     ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="ADDR",
+            help="A Ray cluster, HOST:PORT or auto; default one on this machine for this run.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes side by side; default one a core.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="NAMES",
+            help="Stream training to tensorboard, wandb, trackio, mlflow (docs/bridges.md).",
+            show_default=False,
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
     """Train, evaluate and diagnose a plan, or a study of several recipes and seeds. Repeating the command goes on where it stopped."""
+    from mopd_diag.runs.metrics import tracker_names
+    from mopd_diag.runs.ray_scheduler import RayScheduler
     from mopd_diag.study.resolve import find_plan
     from mopd_diag.study.studies import find_study, run_studies
 
-    if scheduler != "local":
-        raise BadInput(f"scheduler '{scheduler}' is not built yet, expected 'local'; leave the option out")
-    if (several := find_study(plan, seed=seed, budget=budget, world=world)) is not None:
-        results = run_studies(
-            several,
-            out or Path("runs") / f"{several.study.name}-{several.study.budget}",
-            workers=workers,
-            console=stderr(),
-        )
+    if scheduler == "local" and ray_address is not None:
+        raise BadInput(f"--ray-address {ray_address} without --scheduler ray; add it, or leave the address out")
+    trackers = tracker_names(metrics)
+    if (several := find_study(plan, seeds=seed or (), budget=budget, world=world, model=model)) is not None:
+        folder = out or Path("runs") / f"{several.study.name}-{several.study.budget}"
+        ray = RayScheduler(folder, ray_address) if scheduler == "ray" else None
+        results = run_studies(several, folder, workers=workers, console=stderr(), ray=ray, trackers=trackers)
         if json_:
             emit(results)
         else:
@@ -76,11 +109,12 @@ def run(
 
             stdout().print(study_table(results))
         return
-    study = find_plan(plan, seed=seed, budget=budget, world=world)
+    study = find_plan(plan, seed=seed[0] if seed else None, budget=budget, world=world, model=model)
     folder = out or Path("runs") / f"{study.plan.name}-{study.plan.budget}-s{study.plan.seed}"
     from mopd_diag.study.run import run_study
 
-    directory = run_study(study, folder, workers=workers, console=stderr())
+    ray = RayScheduler(folder, ray_address) if scheduler == "ray" else None
+    directory = run_study(study, folder, workers=workers, console=stderr(), ray=ray, trackers=trackers)
     if json_:
         from mopd_diag.diagnostics.study import run_document
 
@@ -101,6 +135,10 @@ def check(
         typer.Option("--prompts", metavar="FILE.jsonl", help="Prompts on which a cast's teachers are compared."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampled answers.")] = 0,
+    world: Annotated[str | None, typer.Option("--world", metavar="NAME", help="A plan's world, as for `run`.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PATH", help="A plan's first checkpoint, as for `run`.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Pre-flight: config, tokenizers, initial KL of each teacher, token and gradient share per domain.
@@ -109,7 +147,7 @@ def check(
     """
     from mopd_diag.study.check import check_target
 
-    found = check_target(target, prompts, seed)
+    found = check_target(target, prompts, seed, world=world, model=model)
     if json_:
         emit({"findings": [f.to_dict() for f in found]})
     else:

@@ -9,7 +9,9 @@ import pandas as pd
 from mopd_diag.diagnostics import consistency, explained, failures, provenance
 from mopd_diag.diagnostics.accuracy import OVERALL, accuracy
 from mopd_diag.diagnostics.caps import CapsReport, caps
+from mopd_diag.diagnostics.geometry import GeometryReport, geometry_report
 from mopd_diag.diagnostics.interference import InterferenceReport, interference
+from mopd_diag.diagnostics.probe import ProbeReport, probe_report
 from mopd_diag.errors import RunDirectoryError
 from mopd_diag.runs.directory import RunDirectory
 from mopd_diag.types import Finding
@@ -26,8 +28,14 @@ def diagnose(run: RunDirectory) -> list[Finding]:
     if run.trace_names():
         found += _provenance(run)
     if {"student", "base"} <= models.keys() and _teachers(run):
-        found += caps_of(run).findings()
-        found += interference_of(run).findings()
+        student = caps_of(run)
+        found += student.findings()
+        if (probe := probe_of(run, student)) is not None:
+            found += probe.findings()
+        transfer = interference_of(run)
+        found += transfer.findings()
+        if (compared := geometry_of(run, transfer)) is not None:
+            found += compared.findings()
         for name in (m for m, table in models.items() if table["role"] in ("rival", "control")):
             found += [f for f in caps_of(run, name).findings() if f.subject.endswith(OVERALL)]
     return found + (_base_gate(run.records("base")) if "base" in models else [])
@@ -39,6 +47,11 @@ def caps_of(run: RunDirectory, model: str = "student") -> CapsReport:
     if not teachers:
         raise RunDirectoryError(f"{run.path} has no teachers; caps compare a student with its teachers")
     return caps(_records(run), teachers, student=model, margin=run.manifest()["plan"]["diagnosis"]["margin"])
+
+
+def probe_of(run: RunDirectory, student: CapsReport) -> ProbeReport | None:
+    """Whether the cap of a run's student is binding; None where the run has no probe. `student`: what `caps_of` says."""
+    return probe_report(run, student, _teachers(run))
 
 
 def interference_of(run: RunDirectory) -> InterferenceReport:
@@ -53,6 +66,14 @@ def interference_of(run: RunDirectory) -> InterferenceReport:
     ends = [m for m, t in manifest["models"].items() if t["role"] in ("student", "rival", "control")]
     margin = manifest["plan"]["diagnosis"]["margin"]
     return interference(run.records(), teachers, paths={m: m for m in ends}, sequence=sequence, margin=margin)
+
+
+def geometry_of(run: RunDirectory, transfer: InterferenceReport | None) -> GeometryReport | None:
+    """What the domains ask of the same weights, beside `transfer`; None for a run of before there was such a comparison."""
+    if not (run.path / "geometry.json").is_file():
+        return None
+    matrix, taught = (transfer.matrix, transfer.trained_on) if transfer is not None else ({}, {})
+    return geometry_report(run.geometry(), matrix, taught)
 
 
 def run_document(run: RunDirectory) -> dict[str, Any]:

@@ -25,6 +25,12 @@ GLOSSARY: list[tuple[str, str]] = [
     ),
     ("at · below · above the cap", "verdict of an equivalence test of the student against the best teacher"),
     ("transfer", "what training on one domain did to the accuracy on another, against the base"),
+    (
+        "conflict of gradients",
+        "two domains pull the same modules apart, weighed by the energy that they put there; synergy: the same way",
+    ),
+    ("random directions", "of the same rank as a module's gradients: what they exceed in 5% of draws is chance"),
+    ("task vector", "a specialist's weights minus the base's"),
     ("forgetting", "what a path had reached on a domain at some stage and lost by its end"),
     ("regret", "how far a path's worst domain stays behind the best model on that domain"),
     ("attribution", "which model best explains where the student's next-token probabilities moved away from the base"),

@@ -18,6 +18,9 @@ import jinja2
 from markupsafe import Markup, escape
 
 from mopd_diag.reporting import charts, charts_cost, text
+from mopd_diag.reporting.charts_geometry import geometry_chart
+from mopd_diag.reporting.charts_shares import shares_chart
+from mopd_diag.reporting.geometry import shares_of
 from mopd_diag.reporting.look import CSS, DARK, LABELS, LIGHT, WORLD, stylesheet_classes, stylesheet_variables
 from mopd_diag.reporting.reading import OVERALL, STUDENT
 from mopd_diag.reporting.svg import Picture, pictures
@@ -30,6 +33,8 @@ PHONE, HALF, WIDE = 340, 620, 1180  # widths in pixels at which charts are drawn
 CAPTIONS = {
     "provenance": "Shares of the answers, the student's above those of the teacher-free control (↳).",
     "caps": "Diamonds with 95% intervals; everything right of the second line is beyond the best teacher.",
+    "geometry": "Above the diagonal conflict, below it synergy, in percent of the gradients' energy; in brackets: no more than chance.",
+    "shares": "Share of the prompts (circle), of the tokens (square) and of the gradient's norm (triangle) in the student's first steps.",
     "interference": "Percentage points against the base. Blue: better, orange: worse; in brackets: not surely a change.",
 }
 
@@ -119,6 +124,12 @@ def _charts(view: View) -> dict[str, list[Picture]]:
     cells = [(c.row, c.evaluated_on, c.change, c.sure and c.change.defined) for c in reading.cells]
     if cells:
         made["interference"] = pictures(lambda w: charts.transfer_chart(cells, CSS, width=w), [PHONE], "transfer")
+    if (compared := view.geometry) is not None and compared.pairs:
+        made["geometry"] = pictures(
+            lambda w: geometry_chart(compared.pairs, compared.domains, CSS, width=w), [PHONE, HALF], "geometry"
+        )
+    if weights := shares_of(view.geometry):
+        made["shares"] = pictures(lambda w: shares_chart(weights, CSS, width=w), [PHONE], "shares")
     models = [m for m in (STUDENT, *reading.controls[:1]) if m in reading.provenance]
     shares = {m: {d: p.shares for d, p in reading.provenance[m].items() if d != OVERALL and p.shares} for m in models}
     if any(shares.values()):

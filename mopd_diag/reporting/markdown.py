@@ -56,13 +56,18 @@ def _lines(view: View) -> Iterator[str]:
     for answer in view.answers:
         yield from (f"**{answer.question}** {plain(answer.sentence)}", "")
     for name, heading in (
-        ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"), ("provenance", "Which teacher"),
-        ("consistency", "One voice"), ("caps", "Caps"),
-        ("transfer", "Transfer"), ("measures", "Forgetting and regret"), ("failures", "Failures by class"), ("checks", "Checks"),
+        ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"), ("teachers", "What one more teacher costs and brings"), ("provenance", "Which teacher"),
+        ("consistency", "One voice"), ("caps", "Caps"), ("probe", "Is the cap binding?"),
+        ("transfer", "Transfer"), ("geometry", "Do their gradients fight?"), ("shares", "Who weighs how much"),
+        ("signs", "Signs of task vectors"), ("measures", "Forgetting and regret"), ("failures", "Failures by class"), ("checks", "Checks"),
         ("unknown", "What could not be told"),
     ):  # fmt: skip
         if name in view.tables:
             yield from (f"## {heading}", "", f"{plain(view.tables[name].caption)}.", "", *table(view.tables[name]))
+        if name == "probe" and view.probe_sentence:
+            yield from (plain(view.probe_sentence), "")
+        if name == "geometry":
+            yield from (plain(view.geometry_sentence), "")
     if view.missing:
         yield from ("## Not in this run", "", *(f"- {plain(m)}" for m in view.missing), "")
     if view.failures:

@@ -5,6 +5,9 @@ Evidence keys that are used (all optional; what is missing is left out of the pa
 - `cap`, subject `MODEL/DOMAIN` or `MODEL/overall`, estimate = recovery: `base`, `student`, `best_teacher` (estimates as dicts),
   `gap` (student − best teacher), `teacher` (name), `partition` (name -> number of items); verdict `below`, `at`, `above` or
   `undetermined`. Of models other than `student` only the overall recovery is shown.
+- `cap` with an id that begins with `cap-binding-`, subject `probe-student/DOMAIN` or `probe-student/overall`, estimate = probe − best
+  teacher: `gain` (probe − student), `probe`, `student`, `best_teacher`, `teacher`, `steps`, `cost`; verdict `binding`, `not-binding` or
+  `undetermined`.
 - `interference`, a cell of the transfer matrix, estimate = change against the base: `trained_on` (domains joined by `+`),
   `evaluated_on`, `own_domain`; verdict `harm`, `help`, `none` or `undetermined`.
 - `interference`, forgetting or regret of a path: `measure` (`forgetting`, `regret`, `backward_transfer`), `model`, `domain`;
@@ -141,6 +144,8 @@ class Reading:
     cases: list[Case] = field(default_factory=list)
     unknown: list[Finding] = field(default_factory=list)
     consistency: list[Finding] = field(default_factory=list)
+    probe: dict[str, Finding] = field(default_factory=dict)
+    """Whether the cap is binding, by domain and `overall`; empty without a probe."""
 
     @classmethod
     def of(cls, findings: Iterable[Finding], domains: Iterable[str] = ()) -> Reading:
@@ -157,7 +162,9 @@ class Reading:
         model, domain = split_subject(f.subject)
         value = f.estimate or Estimate.undefined(reason_of(f))
         about_domain = domain == OVERALL or not domains or domain in domains
-        if f.kind == "cap" and about_domain:
+        if f.kind == "cap" and f.id.startswith("cap-binding-"):
+            self.probe[domain] = f
+        elif f.kind == "cap" and about_domain:
             self.caps.setdefault(model, {})[domain] = _cap(f, value)
         elif f.kind == "attribution" and f.id.startswith("consistency-"):
             self.consistency.append(f)

@@ -41,6 +41,16 @@ def show_run(run: RunDirectory, console: Console) -> None:
     console.print(Text(f"report: {run.path / 'report.html'}"))
 
 
+def show_caps(run: RunDirectory, console: Console) -> None:
+    """The student against its best teachers, and what a probe says about it."""
+    view = view_of(run, tokens=False)
+    for name in ("caps", "probe"):
+        if name in view.tables:
+            console.print(to_rich(view.tables[name]))
+            console.print()
+    console.print(Text(view.probe_sentence))
+
+
 def show_tables(run: RunDirectory, console: Console, names: Sequence[str]) -> None:
     """The named tables of a run's report, those that it has."""
     tables = view_of(run).tables
@@ -48,6 +58,16 @@ def show_tables(run: RunDirectory, console: Console, names: Sequence[str]) -> No
         if name in tables:
             console.print(to_rich(tables[name]))
             console.print()
+
+
+def show_interference(run: RunDirectory, console: Console) -> None:
+    """Transfer, forgetting and regret, and what the domains' gradients say, tables and sentence."""
+    view = view_of(run, tokens=False)
+    for name in ("transfer", "measures", "geometry", "shares", "signs"):
+        if name in view.tables:
+            console.print(to_rich(view.tables[name]))
+            console.print()
+    console.print(Text(view.geometry_sentence))
 
 
 def findings_table(findings: Sequence[Finding]) -> RichTable:

@@ -9,14 +9,18 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from mopd_diag.diagnostics.accuracy import accuracy as accuracy_of
+from mopd_diag.diagnostics.geometry import GeometryReport
 from mopd_diag.errors import BadInput
 from mopd_diag.reporting import tables, text, words
 from mopd_diag.reporting.charts_cost import CostPoint, curve_of
 from mopd_diag.reporting.evidence import Failure, failures
+from mopd_diag.reporting.geometry import geometry_sentence, geometry_tables, read_geometry
 from mopd_diag.reporting.glossary import GLOSSARY
 from mopd_diag.reporting.look import Cast
 from mopd_diag.reporting.paths import critical_path, line_of, model_share, path_cost, wall_seconds
+from mopd_diag.reporting.probe import probe_sentence, probe_table
 from mopd_diag.reporting.reading import OVERALL, STUDENT, Reading
+from mopd_diag.reporting.teachers import TeacherCost, teacher_costs, teachers_table
 from mopd_diag.runs.directory import RunDirectory
 from mopd_diag.types import Estimate
 
@@ -38,11 +42,14 @@ class View:
     critical: list[str]
     cost_sentence: str
     matched_sentence: str
+    probe_sentence: str
     curves: dict[str, pd.DataFrame]
     failures: list[Failure]
     tables: dict[str, tables.Table]
     method: list[tuple[str, str]]
     missing: list[str]
+    geometry: GeometryReport | None
+    geometry_sentence: str
     glossary: list[tuple[str, str]] = field(default_factory=lambda: GLOSSARY)
 
     def cost_points(self) -> list[CostPoint]:
@@ -78,7 +85,9 @@ def view_of(run: RunDirectory, *, tokens: bool = True) -> View:
     reading = Reading.of(found, cast.domains)
     accuracy = part(lambda: accuracy_of(records), {}, "No accuracies") if len(records) else {}
     critical, seconds = critical_path(ledger, STUDENT) if len(ledger) else ([], 0.0)
+    costs = part(lambda: teacher_costs(records, ledger, cast), [], "No costs of single teachers")
     shown = _failures(run, records, cast, reading, missing) if tokens else []
+    geometry = part(lambda: read_geometry(run, reading), None, "No comparison of the domains' gradients")
     return View(
         title=str(_plan(manifest).get("name") or run.path.name),
         summary=str(_plan(manifest).get("summary") or ""),
@@ -91,11 +100,15 @@ def view_of(run: RunDirectory, *, tokens: bool = True) -> View:
         critical=critical,
         cost_sentence=_cost_sentence(manifest, ledger, critical, seconds),
         matched_sentence=_matched_sentence(ledger),
+        probe_sentence=probe_sentence(reading),
         curves=_curves(run, manifest, cast),
         failures=shown,
-        tables=_tables(accuracy, ledger, reading, cast, critical),
+        tables=_tables(accuracy, ledger, costs, reading, cast, critical)
+        | {name: table for name, table in geometry_tables(geometry).items() if table.rows},
         method=_method(manifest, records, reading, accuracy),
         missing=missing,
+        geometry=geometry,
+        geometry_sentence=geometry_sentence(geometry),
     )
 
 
@@ -178,6 +191,7 @@ def _curves(run: RunDirectory, manifest: Mapping[str, Any], cast: Cast) -> dict[
 def _tables(
     accuracy: Mapping[str, Mapping[str, Estimate]],
     ledger: pd.DataFrame,
+    costs: list[TeacherCost],
     reading: Reading,
     cast: Cast,
     critical: list[str],
@@ -188,6 +202,7 @@ def _tables(
         "provenance": tables.provenance_table(reading, cast),
         "consistency": tables.consistency_table(reading),
         "caps": tables.caps_table(reading),
+        "probe": probe_table(reading),
         "transfer": tables.transfer_table(reading),
         "rivals": tables.rivals_table(accuracy, ledger, reading, cast),
         "measures": tables.measures_table(reading, cast),
@@ -196,6 +211,7 @@ def _tables(
         "unknown": tables.unknown_table(reading.unknown),
     }
     if len(ledger):
+        made["teachers"] = teachers_table(costs)
         made["ledger"] = tables.ledger_table(ledger, critical)
     return {name: table for name, table in made.items() if table.rows}
 

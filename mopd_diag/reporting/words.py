@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mopd_diag.reporting import text
 from mopd_diag.reporting.look import Cast
+from mopd_diag.reporting.probe import probe_verdicts
 from mopd_diag.reporting.reading import (
     HARM,
     HELP,
@@ -183,7 +184,7 @@ def caps_answer(reading: Reading) -> Answer:
         figure, note = text.UNKNOWN, "mean recovery"
         why = overall.recovery.note if overall is not None else "no overall finding was written"
         sentence = f"The mean recovery is unknown: {why}."
-    return Answer("caps", figure, note, sentence, _sides(domains))
+    return Answer("caps", figure, note, sentence, f"{_sides(domains)} {probe_verdicts(reading)}".strip())
 
 
 def _sides(domains: dict[str, Cap]) -> str:

@@ -9,8 +9,23 @@ from typing import Any
 
 from mopd_diag.errors import BadInput, nearest
 
-NAMES = ("app", "compare", "provenance", "sampling", "scoring", "training")
-SEEDED = ("provenance",)
+NAMES = (
+    "app",
+    "caps",
+    "compare",
+    "costs",
+    "interference",
+    "loglikelihood",
+    "provenance",
+    "sampling",
+    "scale",
+    "scoring",
+    "teachers",
+    "training",
+)
+MODULES = {"caps": "caps_coverage"}
+"""Where the file has another name than the bench."""
+SEEDED = ("interference", "provenance", "teachers")
 """Benches that train something from seeds, into a folder."""
 
 
@@ -22,7 +37,7 @@ def run_bench(
     if name not in NAMES:
         raise BadInput(f"no bench '{name}'; {nearest(name, NAMES)}")
     try:
-        module = importlib.import_module(f"bench.{name}")
+        module = importlib.import_module(f"bench.{MODULES.get(name, name)}")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "bench":
             raise BadInput("benches are not part of the installed package; run this in a source checkout") from None
@@ -32,7 +47,7 @@ def run_bench(
     if name in SEEDED:
         figures = module.run(tuple(seeds) or (0,), out)
     elif seeds or out:
-        raise BadInput(f"bench {name} takes neither --seed nor --out; only {', '.join(SEEDED)} does")
+        raise BadInput(f"bench {name} takes neither --seed nor --out; only {', '.join(SEEDED)} do")
     else:
         figures = module.run()
     if emit is not None:

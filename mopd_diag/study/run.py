@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,13 +28,19 @@ from mopd_diag.config import (
     RewardModelStage,
     SeqKDStage,
     SFTStage,
+    Stage,
 )
 from mopd_diag.errors import RunDirectoryError
 from mopd_diag.runs.directory import LEDGER_COLUMNS, SCHEMA, RunDirectory, write_json, write_table
+from mopd_diag.runs.metrics import streaming
 from mopd_diag.runs.progress import RunProgress
-from mopd_diag.runs.scheduler import Job, run_jobs
+from mopd_diag.runs.ray_scheduler import RayScheduler
+from mopd_diag.runs.scheduler import Job
 from mopd_diag.study.preflight import check_fit, memory_bytes
+from mopd_diag.study.probe_stage import planned, probe_stage, probed_identity
 from mopd_diag.study.resolve import Study, resolve_identity
+from mopd_diag.study.settle import settled
+from mopd_diag.study.shards import hand_out
 
 PACKAGES = ("mopd-diag", "torch", "transformers", "numpy", "scipy", "pandas", "pyarrow", "tokenizers", "safetensors")
 
@@ -46,20 +52,34 @@ def call_job(*arguments: Any) -> None:
     run_job(*arguments)
 
 
-def run_study(study: Study, out: Path, *, workers: int | None = None, console: Console | None = None) -> RunDirectory:
-    """Train, evaluate, trace, diagnose and report; a repeated call goes on where the last one stopped.
+def run_study(
+    study: Study, out: Path, *, workers: int | None = None, console: Console | None = None, ray: RayScheduler | None = None,
+    trackers: Sequence[str] = (),
+) -> RunDirectory:  # fmt: skip
+    """Train, evaluate, trace, diagnose and report; a repeated call goes on where the last one stopped. `ray` runs the jobs instead of
+    this machine's processes, with the same results.
 
     Raises RunDirectoryError when `out` belongs to another plan or is in use, BadInput or ResourceError when it cannot fit.
     """
-    return _run(study, out, workers, console, train_only=False)
+    return _run(study, out, workers, console, ray, train_only=False, trackers=trackers)
 
 
 def train_study(study: Study, out: Path, *, workers: int | None = None, console: Console | None = None) -> RunDirectory:
     """Only train the models of a study, as `run_study` would; raises the same."""
-    return _run(study, out, workers, console, train_only=True)
+    return _run(study, out, workers, console, None, train_only=True)
 
 
-def _run(study: Study, out: Path, workers: int | None, console: Console | None, *, train_only: bool) -> RunDirectory:
+def _run(
+    study: Study,
+    out: Path,
+    workers: int | None,
+    console: Console | None,
+    ray: RayScheduler | None,
+    *,
+    train_only: bool,
+    trackers: Sequence[str] = (),
+) -> RunDirectory:
+    study = settled(study)
     check_fit(study, out)
     identity = study.identity()
     console = console or Console(stderr=True, quiet=True)
@@ -75,8 +95,11 @@ def _run(study: Study, out: Path, workers: int | None, console: Console | None, 
             console.print(
                 f"[dim]{run.path}: going on, {len(everything) - len(jobs)} of {len(everything)} jobs are done[/]"
             )
-        with RunProgress(console, sum(j.weight for j in jobs)) as watcher:
-            run_jobs(jobs, workers or os.cpu_count() or 1, watcher)
+        with (
+            RunProgress(console, sum(j.weight for j in jobs)) as bars,
+            streaming(trackers, bars, run.path, {"": run.path}) as watcher,
+        ):
+            hand_out(jobs, [study], workers, watcher, ray)
         if not train_only:
             finish(run, study)
     return run
@@ -126,10 +149,15 @@ def claim(out: Path, study: Study, identity: dict[str, Any]) -> RunDirectory:
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The first setting in which two identities differ, in words."""
+    models = [identity["plan"].get("model", {}).get("path") for identity in (found, wanted)]
+    if models[0] != models[1]:
+        return f"its model is {json.dumps(models[0])}, this one's is {json.dumps(models[1])}"
     for key in ("name", "seed", "budget", "world"):
         a, b = found["plan"].get(key), wanted["plan"].get(key)
         if a != b:
             return f"its {key} is {json.dumps(a)}, this one's is {json.dumps(b)}"
+    if found.get("model") != wanted.get("model"):
+        return "its first checkpoint has other weights"
     return "its settings differ"
 
 
@@ -163,7 +191,7 @@ def lock(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunDirectoryError(
-                f"{path} is in use by another process; wait for it or choose another --out"
+                f"{path} is in use by another process; wait for it or choose another directory"
             ) from None
         yield
 
@@ -172,27 +200,11 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
-    """Train each stage after its parents, evaluate each model, trace the student and the teacher-free controls."""
-    since = time.time() - _elapsed(run)
-    jobs = []
-    for stage in study.stages:
-        arguments = (run, identity, "train", stage.name, since)
-        jobs.append(
-            Job(
-                f"train-{stage.name}", call_job, arguments, tuple(f"train-{p}" for p in stage.waits_for), _weight(stage)
-            )
-        )
-        if isinstance(stage, RewardModelStage):
-            continue  # it answers nothing
-        jobs.append(
-            Job(
-                f"evaluate-{stage.name}",
-                call_job,
-                (run, identity, "evaluate", stage.name, since),
-                (f"train-{stage.name}",),
-                20.0,
-            )
-        )
+    """Train each stage after its parents, evaluate each model, trace the student and the teacher-free controls, compare gradients."""
+    since = time.time() - elapsed(run)
+    jobs = [job for stage in study.stages for job in stage_jobs(run, identity, stage, since)]
+    if (settings := planned(run, study)) is not None:
+        jobs += stage_jobs(run, probed_identity(identity, study, settings), probe_stage(study, settings), since)
     others = tuple(f"train-{m}" for m in (*study.teachers(), *study.controls()))
     for name in traced(study):
         jobs.append(
@@ -204,7 +216,26 @@ def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
                 10.0,
             )
         )
-    return jobs
+    return jobs + geometry_jobs(run, study, identity, since)
+
+
+def geometry_jobs(run: Path, study: Study, identity: dict[str, Any], since: float) -> list[Job]:
+    """Compare what the domains ask of the base, once it and the specialists are there; nothing to compare for one domain."""
+    if "base" not in study.roles or len(study.world.domains) < 2:
+        return []
+    student = [p for s in study.stages if s.name == "student" for p in s.parents]
+    needs = dict.fromkeys(("evaluate-base", *(f"train-{m}" for m in ("base", *study.teachers(), *student))))
+    return [Job("geometry-base", call_job, (run, identity, "geometry", "base", since), tuple(needs), 10.0)]
+
+
+def stage_jobs(run: Path, identity: dict[str, Any], stage: Stage, since: float) -> list[Job]:
+    """Train one stage after its parents, and evaluate the model it makes."""
+    train, evaluate = (f"{kind}-{stage.name}" for kind in ("train", "evaluate"))
+    needs = tuple(f"train-{p}" for p in stage.waits_for)
+    jobs = [Job(train, call_job, (run, identity, "train", stage.name, since), needs, _weight(stage), stage.gpus)]
+    if isinstance(stage, RewardModelStage):
+        return jobs  # it answers nothing
+    return [*jobs, Job(evaluate, call_job, (run, identity, "evaluate", stage.name, since), (train,), 20.0)]
 
 
 def traced(study: Study) -> list[str]:
@@ -236,14 +267,15 @@ def is_done(run: Path, job: str) -> bool:
     """A job is done when its mark is there and what it made can still be found."""
     kind, _, name = job.partition("-")
     product = {
-        "train": f"models/{name}/model.safetensors",
+        "train": f"models/{name}",
         "evaluate": f"records/{name}.parquet",
         "trace": f"traces/{name}.parquet",
+        "geometry": "geometry.json",
     }
-    return (run / "done" / f"{job}.json").is_file() and (run / product[kind]).is_file()
+    return (run / "done" / f"{job}.json").is_file() and (run / product[kind]).exists()
 
 
-def _elapsed(run: Path) -> float:
+def elapsed(run: Path) -> float:
     """Seconds that earlier calls have put into this run."""
     rows = [json.loads(p.read_text())["ledger"] for p in (run / "done").glob("*.json")]
     return max((r["started"] + r["seconds"] for r in rows), default=0.0)
