@@ -48,10 +48,12 @@ def run(seeds: Sequence[int] = (0,), out: Path | None = None, teachers: Sequence
                     **_point(run_study(study, folder / f"s{seed}" / f"k{k}", console=console)),
                 }
             )
-    return {
+    figures = {
         "bench": "teachers", "recipe": RECIPE, "budget": BUDGET, "seeds": list(seeds), "machine": machine(), "points": points,
         "exponents": {name: exponent((p["teachers"], p[name]) for p in points) for name in (*SCALED, "critical_seconds")},
     }  # fmt: skip
+    console.print(f"plot in {draw(figures, folder / 'teachers.png')}")
+    return figures
 
 
 def _point(directory: RunDirectory) -> dict[str, float]:
@@ -87,7 +89,7 @@ def show(figures: dict[str, Any]) -> None:
     """Print a row for each number of teachers, means over seeds, and the exponents."""
     shown = table(
         f"{figures['recipe']} at {figures['budget']}, seeds {', '.join(map(str, figures['seeds']))}",
-        "teachers", "PFLOP", "a teacher", "M tokens", "seconds", "student", "unlimited", "tracing", "base", "student", "recovery",
+        "teachers", "TFLOP", "a teacher", "M tokens", "seconds", "of it student", "unlimited", "tracing", "base", "student", "recovery",
     )  # fmt: skip
     for k in dict.fromkeys(p["teachers"] for p in figures["points"]):
         mean = {
@@ -95,12 +97,12 @@ def show(figures: dict[str, Any]) -> None:
             for name in figures["points"][0]
         }
         shown.add_row(
-            str(k), f"{mean['flops'] / 1e15:.4f}", f"{mean['flops'] / 1e15 / k:.5f}",
+            str(k), f"{mean['flops'] / 1e12:.2f}", f"{mean['flops'] / 1e12 / k:.3f}",
             f"{(mean['tokens_sampled'] + mean['tokens_trained']) / 1e6:.2f}", f"{mean['seconds']:.0f}",
             f"{mean['student_share']:.0%}", f"{mean['critical_seconds']:.0f} s", f"{mean['tracing_seconds']:.1f} s",
             f"{mean['base']:.0%}", f"{mean['student']:.0%}", f"{mean['recovery']:.2f}",
         )  # fmt: skip
-    console = Console()
+    console = Console(width=140)
     console.print(shown)
     for name, e in figures["exponents"].items():
         console.print(f"{name}: grows as teachers^{e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]")
@@ -122,12 +124,15 @@ def draw(figures: dict[str, Any], path: Path) -> Path:
         start = float(frame.loc[frame["teachers"] == lowest, name].mean())
         line = pd.DataFrame({"teachers": sorted(set(frame["teachers"]))})
         line[name] = start * line["teachers"] / lowest
+        span = [0.8 * min(frame[name].min(), line[name].min()), 1.25 * max(frame[name].max(), line[name].max())]
+        across = alt.Scale(type="log", nice=False, domain=[0.85 * lowest, 1.18 * frame["teachers"].max()])
         axes = {
-            "x": alt.X(
-                "teachers:Q", scale=alt.Scale(type="log"), axis=alt.Axis(values=line["teachers"].tolist(), format="d")
+            "x": alt.X("teachers:Q", scale=across, axis=alt.Axis(values=line["teachers"].tolist(), format="d")),
+            "y": alt.Y(
+                f"{name}:Q", title=title, axis=alt.Axis(format="~s", tickCount=5),
+                scale=alt.Scale(type="log", nice=False, domain=[float(v) for v in span]),
             ),
-            "y": alt.Y(f"{name}:Q", scale=alt.Scale(type="log"), title=title, axis=alt.Axis(format="~s", tickCount=5)),
-        }
+        }  # fmt: skip
         e = figures["exponents"][name]
         told = f"exponent {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
         panels.append(

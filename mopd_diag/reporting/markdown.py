@@ -56,7 +56,8 @@ def _lines(view: View) -> Iterator[str]:
     for answer in view.answers:
         yield from (f"**{answer.question}** {plain(answer.sentence)}", "")
     for name, heading in (
-        ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"), ("teachers", "What one more teacher costs and brings"), ("provenance", "Which teacher"),
+        ("accuracy", "Accuracy"), ("rivals", "The student and its rivals"),
+        ("teachers", "What one more teacher costs and brings"), ("provenance", "Which teacher"),
         ("consistency", "One voice"), ("caps", "Caps"), ("probe", "Is the cap binding?"),
         ("transfer", "Transfer"), ("geometry", "Do their gradients fight?"), ("shares", "Who weighs how much"),
         ("signs", "Signs of task vectors"), ("measures", "Forgetting and regret"), ("failures", "Failures by class"), ("checks", "Checks"),
