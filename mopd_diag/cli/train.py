@@ -139,6 +139,12 @@ def check(
     model: Annotated[
         str | None, typer.Option("--model", metavar="PATH", help="A plan's first checkpoint, as for `run`.")
     ] = None,
+    engine: Annotated[
+        Literal["torch", "vllm"],
+        typer.Option(
+            "--engine", help="vllm: measure too how far its sampling of a cast's student is from the trainer."
+        ),
+    ] = "torch",
     json_: Json = False,
 ) -> None:
     """Pre-flight: config, tokenizers, initial KL of each teacher, token and gradient share per domain.
@@ -147,7 +153,7 @@ def check(
     """
     from mopd_diag.study.check import check_target
 
-    found = check_target(target, prompts, seed, world=world, model=model)
+    found = check_target(target, prompts, seed, world=world, model=model, engine=engine)
     if json_:
         emit({"findings": [f.to_dict() for f in found]})
     else:

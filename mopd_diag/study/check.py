@@ -15,6 +15,7 @@ from mopd_diag.prompts import Prompt, read_prompts
 from mopd_diag.seeds import seed_of
 from mopd_diag.study.joined import study_of
 from mopd_diag.study.resolve import Study, find_plan
+from mopd_diag.study.settle import IN_WORDS, settled
 from mopd_diag.study.studies import find_study
 from mopd_diag.types import Estimate, Finding, Severity
 
@@ -31,29 +32,47 @@ STARVED, DOMINANT = 0.25, 4.0
 SAMPLE_ITEMS = 200
 
 
-def check_target(target: str, prompts: Path | None, seed: int) -> list[Finding]:
-    """Findings of a plan, or of a cast file (recognised by its `[student]`). Raises BadInput when it is neither."""
+def check_target(
+    target: str, prompts: Path | None, seed: int, *, world: str | None = None, model: str | None = None, engine: str = "torch",
+) -> list[Finding]:  # fmt: skip
+    """Findings of a plan, with the command line's world and model, or of a cast file (recognised by its `[student]`).
+
+    `engine` "vllm" measures a cast's sampler too. Raises BadInput when it is neither.
+    """
     path = Path(target)
     if path.suffix == ".toml" and path.is_file() and "student" in read_toml(path):
-        return check_cast(load_cast(path), read_prompts(prompts, responses=False) if prompts else None, seed)
+        if world is not None or model is not None:
+            raise BadInput("--world and --model belong to a plan; a cast names its models, and --prompts its questions")
+        return check_cast(
+            load_cast(path), read_prompts(prompts, responses=False) if prompts else None, seed, engine=engine
+        )
+    if engine != "torch":
+        raise BadInput(f"--engine {engine} belongs to a cast; got {target}, which is none: give a cast file")
     if prompts is not None:
         raise BadInput("--prompts belongs to a cast; a plan's world makes its own prompts")
-    if (study := find_study(target)) is not None:
-        return check_plan(study_of(study, study.study.seeds[0]))
-    return check_plan(find_plan(target))
+    if (study := find_study(target, world=world, model=model)) is not None:
+        return check_plan(settled(study_of(study, study.study.seeds[0]), of_recipes=True))
+    return check_plan(settled(find_plan(target, world=world, model=model)))
 
 
 def check_plan(study: Study) -> list[Finding]:
     """What can be known of a plan before it runs: that it resolves, what it costs, how its tokens are shared out."""
-    from mopd_diag.study.preflight import check_fit
+    from mopd_diag.study.preflight import check_fit, stage_bytes
 
     check_fit(study, Path())
+    about = {}
+    if study.first is not None:
+        form = study.plan.world.template if study.plan.world.name in IN_WORDS else ""
+        about = {
+            "checkpoint": str(study.first.folder), "hash": study.model, "template": form, "prompt_tokens": study.prompt_tokens,
+            "memory_bytes": {s.name: stage_bytes(s, study) for s in study.stages},
+        }  # fmt: skip
     rollouts = sum(getattr(s, "steps", 0) * getattr(s, "prompts", 0) * getattr(s, "group", 1) for s in study.stages)
     found = [
         Finding(
             "preflight-plan", "preflight", study.plan.name, "ready", "info", None,
             {"stages": [s.name for s in study.stages], "rollouts": rollouts,
-             "note": "; ".join(["every stage resolves; the machine has room for it", *study.notes])},
+             "note": "; ".join(["every stage resolves; the machine has room for it", *study.notes]), **about},
         )
     ]  # fmt: skip
     for stage in study.stages:
@@ -68,7 +87,15 @@ def _token_shares(study: Study, stage: MOPDStage | SeqKDStage) -> list[Finding]:
     lengths = []
     for k, domain in enumerate(domains):
         items = study.world.draw_batch([domain], SAMPLE_ITEMS, (study.plan.seed, "check"))
-        length_I = np.array([len(i.target) + 1.0 for i in items])  # one token a character, and the end-of-sequence
+        if any(not i.target for i in items):
+            why = f"domain '{domain}' has no right answer to count the tokens of"
+            return [
+                Finding(
+                    f"preflight-tokens-{stage.name}", "preflight", stage.name, "undetermined", "notice",
+                    Estimate.undefined(why), {"note": why},
+                )
+            ]  # fmt: skip
+        length_I = np.array(study.tokens([i.target for i in items])) + 1.0  # and the end-of-sequence
         lengths.append(Bootstrap.of(length_I, seed=[study.plan.seed, k], bounds=None))
     drawn, prompt_share, found = Bootstrap.join(lengths), 1 / len(domains), []
     for k, domain in enumerate(domains):
@@ -95,10 +122,12 @@ def _balance(ratio: float) -> tuple[str, Severity]:
 # -- casts --------------------------------------------------------------------------------------------------------------------
 
 
-def check_cast(cast: Cast, prompts: Sequence[Prompt] | None, seed: int) -> list[Finding]:
+def check_cast(cast: Cast, prompts: Sequence[Prompt] | None, seed: int, *, engine: str = "torch") -> list[Finding]:
     """Members load and share a tokenizer; with prompts: KL(base‖teacher) on the base's answers, token and gradient shares."""
     from mopd_diag.study.cast import load_members
 
+    if engine == "vllm" and prompts is None:
+        raise BadInput("--engine vllm needs prompts to sample answers to; add --prompts FILE.jsonl")
     try:
         members = load_members(cast)
     except CheckpointError as error:
@@ -124,7 +153,12 @@ def check_cast(cast: Cast, prompts: Sequence[Prompt] | None, seed: int) -> list[
                 "preflight-kl", "preflight", "cast", "undetermined", "notice", Estimate.undefined(why), {"note": why}
             ),
         ]
-    return found + _measured(members, prompts, seed)
+    found += _measured(members, prompts, seed)
+    if engine == "vllm":
+        from mopd_diag.study.vllm_cast import sampler_mismatch
+
+        found.append(sampler_mismatch(members.loaded["student"], _per_domain(prompts), seed))
+    return found
 
 
 def _reached(address: Address, members: CastModels) -> Finding:
