@@ -13,6 +13,7 @@ from mopd_diag.engines.rollouts import Rollouts, pack
 from mopd_diag.engines.sampling import sample
 from mopd_diag.errors import BadInput
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.foreign import ForeignModel
 from mopd_diag.models.loading import Loaded, Model
 from mopd_diag.prompts import Prompt
 from mopd_diag.seeds import seed_of
@@ -67,7 +68,7 @@ def frame_of(prompts: Sequence[Prompt]) -> pd.DataFrame:
 
 def context_of(model: Model) -> int | None:
     """How many positions a model was made for; None where its configuration sets no bound."""
-    config = model.config if isinstance(model, Decoder) else model.model.config
+    config = model.model.config if isinstance(model, ForeignModel) else model.config
     return getattr(config, "max_position_embeddings", None)
 
 

@@ -14,6 +14,7 @@ from mopd_diag.config import Cast, load_cast, parse
 from mopd_diag.diagnostics.attribution import Attribution
 from mopd_diag.errors import BadInput
 from mopd_diag.prompts import Prompt, check_prompts, read_prompts
+from mopd_diag.records.answers import read_rollouts
 from mopd_diag.study.answers import Told
 from mopd_diag.study.cast import attribute_cast
 
@@ -30,6 +31,7 @@ def attribute(
     *,
     prompts: Lines | None = None,
     rollouts: Lines | None = None,
+    domains: str | Path | None = None,
     max_new_tokens: int = 256,
     temperature: float = 1.0,
     seed: int = 0,
@@ -43,7 +45,9 @@ def attribute(
         cast: a cast file, a `Cast`, or the file's tables as a mapping, where a path may stand for a member:
             `{"base": path, "student": path, "teachers": {name: path or {"path": path, "domains": [...]}}, "controls": {...}}`.
         prompts: id, prompt and optionally domain; the student samples the answers.
-        rollouts: the same with response: answers that are scored as they are. Exactly one of the two is given.
+        rollouts: the same with response: answers that are scored as they are. Exactly one of the two is given. A file may be what TRL,
+            verl or NeMo-RL logged (`docs/bridges.md`).
+        domains: a file of prompts with domains, for rollouts that name none.
         max_new_tokens, temperature, seed: of the sampled answers; temperature 0 is greedy.
         top_k: reduce every distribution to the student's k likeliest tokens and a tail bucket, as a served teacher would give it.
         told: hears what is going on. warn: hears what was left out or is to be kept in mind (default: `warnings.warn`).
@@ -60,6 +64,8 @@ def attribute(
         raise BadInput(
             "give either prompts (the student samples) or rollouts (answers as they are), not both and not neither"
         )
+    if domains is not None and rollouts is None:
+        raise BadInput("domains are for rollouts; prompts name their own domain")
     if max_new_tokens < 1 or temperature < 0:
         raise BadInput(
             f"got max_new_tokens {max_new_tokens} and temperature {temperature}, expected at least 1 and at least 0"
@@ -68,7 +74,7 @@ def attribute(
         raise BadInput(f"got top_k {top_k}, expected at least 1, or None for the whole vocabulary")
     members = _cast(cast)
     if rollouts is not None:
-        lines = _lines(rollouts, "rollouts", responses=True)
+        lines = _rollouts(rollouts, domains, warn)
     else:
         lines = [
             replace(p, response=None)
@@ -91,6 +97,14 @@ def _cast(cast: Cast | str | Path | Mapping[str, Any]) -> Cast:
         for role, value in cast.items()
     }  # fmt: skip
     return parse(Cast, table, "cast")
+
+
+def _rollouts(rollouts: Lines, domains: str | Path | None, warn: Told) -> list[Prompt]:
+    if isinstance(rollouts, str | Path):
+        return read_rollouts(Path(rollouts), None if domains is None else Path(domains), warn)
+    if domains is not None:
+        raise BadInput("domains are for a file of rollouts; name the domain in each of the rollouts given")
+    return _lines(rollouts, "rollouts", responses=True)
 
 
 def _lines(lines: Lines, source: str, *, responses: bool) -> list[Prompt]:

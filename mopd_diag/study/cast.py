@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from mopd_diag.engines.served_http import Address
 from mopd_diag.engines.topk_evidence import score_topk
 from mopd_diag.errors import BadInput, CheckpointError
 from mopd_diag.estimators.span_likelihood import CEILING
-from mopd_diag.models.decoder import Decoder
-from mopd_diag.models.loading import Loaded, Model, load
+from mopd_diag.models.foreign import ForeignModel
+from mopd_diag.models.loading import Loaded, Model, adapters_on_one_base, load
+from mopd_diag.models.lora import Worn
 from mopd_diag.models.tokenizer import difference
 from mopd_diag.prompts import Prompt
 from mopd_diag.runs.directory import write_json, write_table
@@ -53,20 +54,29 @@ class CastModels:
 
 
 def open_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
-    """Load every member that has a path, one file once; no server is asked yet.
+    """Load every member that has a path, one file once; no server is asked yet. Adapters of teachers, rivals and controls share their
+    base in memory.
 
     Raises BadInput when student or base are served or a key is missing, CheckpointError when a checkpoint cannot be loaded.
     """
     loaded: dict[str, Loaded] = {}
     by_path: dict[Path, Loaded] = {}
-    served = addresses(cast)
+    served, base = addresses(cast), cast.base.path
+    worn = adapters_on_one_base(
+        {n: m.path for n, m in cast.members().items() if m.path is not None and n not in ("base", "student")},
+        base,
+        told,
+    )
     for name, member in cast.members().items():
         if member.path is None:
+            continue
+        if name in worn:
+            loaded[name] = worn[name]
             continue
         path = member.path.resolve()
         if path not in by_path:
             told(f"loading {name}")
-            by_path[path] = load(member.path)
+            by_path[path] = load(member.path, base)
         loaded[name] = by_path[path]
     teachers = tuple(f"teacher-{n}" for n in cast.teachers)
     route = {d: f"teacher-{n}" for n, m in cast.teachers.items() for d in m.domains}
@@ -210,9 +220,19 @@ def _alike(members: CastModels, one: str, other: str) -> bool:
     return one in members.loaded and other in members.loaded and _same(members.loaded[one], members.loaded[other])
 
 
+def _weights(model: Model) -> Mapping[str, torch.Tensor]:
+    """What tells a model from others: an adapter's factors stand for it, because its whole weights are there only while it is asked."""
+    match model:
+        case Worn():
+            return model.shared.factors(model.name)
+        case ForeignModel():
+            return model.model.state_dict()
+    return model.state_dict()
+
+
 def _same(one: Loaded, other: Loaded) -> bool:
     if one is other:
         return True
-    a, b = (e.model.state_dict() if isinstance(e.model, Decoder) else e.model.model.state_dict() for e in (one, other))
+    a, b = (_weights(e.model) for e in (one, other))
     # The smallest first: two models differ there already, and the large ones need not be read.
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in sorted(a, key=lambda n: a[n].numel()))
