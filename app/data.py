@@ -54,6 +54,10 @@ class ServedFolder:
         """Folders with a manifest, `.` for the served one itself, the newest first."""
         return self._folders("manifest.json")
 
+    def studies(self) -> list[str]:
+        """Folders of studies, whose seeds are runs below them, the newest first."""
+        return self._folders("study.json")
+
     def comparisons(self) -> list[str]:
         """Folders with the output of `mopd-diag compare --out`, the newest first."""
         return self._folders("comparison.json")
@@ -88,7 +92,7 @@ class ServedFolder:
 
     def files(self, run: RunDirectory) -> Files:
         """Name, time and size of every file of a run that pages read. Raises BadInput for a link that leads out."""
-        paths = [run.path / n for n in ("manifest.json", "findings.json", "ledger.parquet")]
+        paths = [run.path / n for n in ("manifest.json", "findings.json", "ledger.parquet", "geometry.json")]
         for folder, kind in (
             ("records", "parquet"),
             ("traces", "parquet"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from app_pages import explain_one, failed_traced, open_page, serve_run, value, words, write_attribution
 from report_pages import HOSTILE, Page, hostile_run
 
 from mopd_diag.diagnostics import explained
-from mopd_diag.runs.directory import RunDirectory, write_json
+from mopd_diag.runs.directory import RunDirectory, write_json, write_table
 from mopd_diag.study.resolve import find_plan
 from mopd_diag.study.run import claim
 
@@ -231,3 +234,46 @@ def test_a_page_that_breaks_says_so_without_a_traceback(root, monkeypatch):
     assert not app.exception
     assert "Something went wrong" in words(app)
     assert "ZeroDivision" not in words(app)
+
+
+# -- other folders --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_page_of_an_evaluation_says_what_it_is(tmp_path, monkeypatch):
+    run = serve_run(tmp_path, "evaluated")
+    for kept in ("traces", "attribution", "explain", "ledger.parquet", "findings.json", "geometry.json"):
+        path = run.path / kept
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    write_json(run.path / "manifest.json", manifest | {"kind": "evaluation"})
+    for name in ("failures", "attribution", "interference", "cost"):
+        app = open_page(tmp_path, name, monkeypatch, run="evaluated")
+        assert not app.exception
+        assert "An evaluation, not a run" in words(app), name
+        assert not any("mopd-diag run" in c.value for c in app.code), name
+    for name in ("overview", "caps"):
+        app = open_page(tmp_path, name, monkeypatch, run="evaluated")
+        assert not app.exception
+        assert "Something went wrong" not in words(app)
+        assert "mopd-diag run" not in words(app)
+
+
+def test_a_study_without_results_names_the_command(root, tmp_path, monkeypatch):
+    serve_run(tmp_path, "paths/seed-0")
+    write_json(tmp_path / "paths" / "study.json", {})
+    app = open_page(tmp_path, "overview", monkeypatch)
+    assert not app.exception
+    assert "mopd-diag report paths writes them" in words(app)
+
+
+def test_calibrated_confidences_stand_beside_what_such_a_confidence_was_worth(tmp_path, monkeypatch):
+    run = serve_run(tmp_path)
+    frame = pd.read_parquet(run.attribution_path("student"))
+    write_table(run.attribution_path("student"), frame.assign(calibration="calibrated"))
+    domain = frame["domain"].iloc[0]
+    app = open_page(tmp_path, "attribution", monkeypatch, domain=domain)
+    assert not app.exception
+    text = Page(words(app)).text
+    assert "Casts of known provenance, 79,582 items" in text
+    undecided = (frame["drawn"] & (frame["domain"] == domain) & (frame["label"] == "abstain")).sum()
+    assert f"{undecided} undecided, which state none" in text

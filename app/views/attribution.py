@@ -9,11 +9,13 @@ import pandas as pd
 import streamlit as st
 
 from app import figures, parts, state
+from app.confidence import confidence
 from app.data import ServedFolder
+from app.evaluations import is_evaluation, lacking
 from app.parts import Markup, escaped
 from mopd_diag.diagnostics.provenance import label_of
 from mopd_diag.reporting import charts, text
-from mopd_diag.reporting.charts_attribution import confidence_bins, confidence_chart, flows_chart, shares_chart
+from mopd_diag.reporting.charts_attribution import flows_chart, shares_chart
 from mopd_diag.reporting.look import LABELS, Cast
 from mopd_diag.reporting.reading import OVERALL, STUDENT, Provenance, as_estimate, words_of
 from mopd_diag.reporting.view import View
@@ -29,6 +31,9 @@ def page(folder: ServedFolder) -> None:
     view = folder.view(run)
     parts.heading("Attribution", "Which teacher explains where the student moved away from the base, answer by answer.")
     table = view.reading.provenance.get(STUDENT, {})
+    if not table and is_evaluation(run):
+        lacking(run, "Who taught what needs every model's probabilities, which a run keeps.")
+        return
     if not table:
         parts.empty(
             "Nothing was attributed yet",
@@ -47,7 +52,7 @@ def page(folder: ServedFolder) -> None:
     domain = one_domain(view, table)
     answers = attributed(folder, run, view.cast)
     if answers is not None:
-        confidence(answers, domain)
+        confidence(answers if domain == OVERALL else answers[answers["domain"] == domain])
         abstentions(answers, domain)
 
 
@@ -168,53 +173,6 @@ def attributed(folder: ServedFolder, run: RunDirectory, cast: Cast) -> pd.DataFr
     found = folder.query(run, ANSWERS, [STUDENT])
     routes = {str(d): label_of(cast.routed(str(d)) or "") for d in found["domain"].unique()}
     return found.assign(routed=found["domain"].map(routes))
-
-
-def confidence(answers: pd.DataFrame, domain: str) -> None:
-    """How sure the attributions are, and how often the sure ones name the domain's own teacher."""
-    here = answers if domain == OVERALL else answers[answers["domain"] == domain]
-    parts.section(
-        "Confidence", "Among the answers given to one teacher: the surer, the more often it should be the domain's own."
-    )
-    bins = confidence_bins(here)
-    if not bins["n"].sum():
-        parts.note("No answer was given to a single teacher here.")
-        return
-    sure = set(here["calibration"]) == {"calibrated"}
-    left, right = st.columns([3, 2], gap="large")
-    with left:
-        figures.figure(
-            lambda look, width: confidence_chart(bins, look, width=width, diagonal=sure),
-            "confidence",
-            "confidence against the share given to the domain's own teacher",
-            width=figures.HALF,
-        )
-    with right:
-        told = bins[bins["n"] > 0]
-        lines = [
-            [f"{text.percent(r['low_edge'])}–{text.percent(r['high_edge'])}", int(r["n"]), text.percent(r["share"])]
-            for r in told.to_dict("records")
-        ]
-        parts.plain_table(["confidence", "answers", "to its own teacher"], lines, words=("confidence",))
-        if sure:
-            parts.note(calibrated())
-        else:
-            parts.note(
-                "These confidences are margins, not probabilities: the run had no decoys to calibrate with. "
-                "An answer that rightly is another teacher's counts as a miss here."
-            )
-
-
-def calibrated() -> str:
-    """What the packaged calibration reached on casts of known provenance that it had not seen."""
-    from mopd_diag.diagnostics.calibration import packaged
-
-    h = packaged().held_out
-    return (
-        f"Calibrated on casts of known provenance; on unseen ones the expected calibration error was {text.fixed(float(h['ece']), 3)}, "
-        f"the first teacher was right in {text.percent(float(h['top1']), 1)}, "
-        f"and {text.percent(float(h['coverage']))} of the answers were decided."
-    )
 
 
 def abstentions(answers: pd.DataFrame, domain: str) -> None:

@@ -7,6 +7,7 @@ import streamlit as st
 
 from app import parts, state
 from app.data import Files, ServedFolder
+from app.evaluations import is_evaluation
 from app.figures import HALF, answers, figure, legend, number, percent, points, table
 from mopd_diag.estimators.caps import partition
 from mopd_diag.reporting.charts import recovery_chart
@@ -18,7 +19,7 @@ from mopd_diag.reporting.tables import VERDICTS
 from mopd_diag.reporting.view import View
 from mopd_diag.reporting.words import caps_answer
 from mopd_diag.runs.directory import RunDirectory
-from mopd_diag.types import Estimate
+from mopd_diag.types import Estimate, Finding
 
 SIGNS = {"diamond": "◆", "triangle-down": "▼", "square": "■", "circle": "●", "triangle-up": "▲"}
 
@@ -41,11 +42,44 @@ def page(folder: ServedFolder) -> None:
     _recovery(table_)
     _partition(folder, run, view, domains)
     _passes(view, domains, folder.files(run))
-    parts.section("Is the cap binding?")
-    parts.note(
-        "Whether a short RL run from the student passes the cap was not probed in this run: recovery at the cap says that "
-        "the student stopped where its teachers are, not that it could not go on."
+    if not is_evaluation(run):
+        _probe(run, view)
+
+
+def _probe(run: RunDirectory, view: View) -> None:
+    parts.section(
+        "Is the cap binding?", "Does a short RL run from the student get past the teachers where the student stopped?"
     )
+    if "probe" not in view.tables:
+        parts.empty(
+            "Not probed",
+            "Recovery at the cap says that the student stopped where its teachers are, not that it could not go on.",
+            f"mopd-diag caps {run.path.name} --probe",
+        )
+        return
+    found = view.tables["probe"]
+    parts.note(view.probe_sentence)
+    parts.plain_table(found.columns, found.rows, words=["domain", *found.words], strong="all domains")
+    with st.expander("The numbers"):
+        rows = [probe_row(f) for f in view.reading.probe.values()]
+        shown = {"domain": "domain", "verdict": "cap", "student": percent("student"), "best_teacher": percent("best teacher"),
+                 "probe": percent("probe")}  # fmt: skip
+        for key, words in (("gap", "probe − teacher, points"), ("gain", "probe − student, points")):
+            shown |= {key: points(words), f"{key}_low": points("from"), f"{key}_high": points("to")}
+        table(pd.DataFrame(rows), "probe", shown | {"p_adjusted": "p, corrected", "steps": "steps"})
+
+
+def probe_row(f: Finding) -> dict[str, object]:
+    """A finding about the probe as plain numbers; what it lacks is NaN."""
+    domain, nan = f.subject.partition("/")[2], float("nan")
+    row: dict[str, object] = {"domain": "all domains" if domain == OVERALL else domain, "verdict": f.verdict}
+    for name in ("student", "best_teacher", "probe"):
+        level = as_estimate(f.evidence.get(name))
+        row[name] = nan if level is None else level.value
+    for name, e in (("gap", f.estimate), ("gain", as_estimate(f.evidence.get("gain")))):
+        low, value, high = (nan, nan, nan) if e is None else (e.low, e.value, e.high)
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return row | {"p_adjusted": f.evidence.get("p_adjusted", nan), "steps": f.evidence.get("steps", nan)}
 
 
 def _recovery(caps: dict[str, Cap]) -> None:

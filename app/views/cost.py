@@ -7,6 +7,7 @@ import streamlit as st
 
 from app import parts, state
 from app.data import ServedFolder
+from app.evaluations import is_evaluation, lacking
 from app.figures import HALF, facts, figure, percent, table
 from mopd_diag.reporting import text
 from mopd_diag.reporting.charts_cost import cost_chart, pareto, timeline_chart
@@ -23,6 +24,9 @@ def page(folder: ServedFolder) -> None:
     run = parts.chosen_run(folder)
     view = folder.view(run)
     parts.heading("Cost", "What each path took with everything it was made from, and what came of it.")
+    if view.ledger.empty and is_evaluation(run):
+        lacking(run, "Nothing was trained, so nothing was counted.")
+        return
     if view.ledger.empty:
         parts.empty(
             "No costs yet",

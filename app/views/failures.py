@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import figures, parts, state, strip
 from app.data import ServedFolder
+from app.evaluations import is_evaluation, lacking
 from app.failure import Opened, opened
 from app.parts import Markup, escaped
 from mopd_diag.diagnostics.explained import FailureReport
@@ -35,6 +36,9 @@ def page(folder: ServedFolder) -> None:
         "Failures by teacher",
         "Every failed answer of the student: whose mistake it is, and at which token it was decided.",
     )
+    if is_evaluation(run):
+        lacking(run, "Whose mistake a failure is needs the student's traces, which a run keeps.")
+        return
     try:
         with st.spinner("Sorting the failed answers by teacher …"):
             report = folder.failures(run)

@@ -7,12 +7,18 @@ import streamlit as st
 
 from app import parts, state
 from app.data import ServedFolder
-from app.figures import HALF, answers, facts, figure, legend, number, points, table
+from app.evaluations import is_evaluation, lacking
+from app.figures import HALF, answers, facts, figure, legend, number, percent, points, table
+from mopd_diag.diagnostics.geometry import Pair
 from mopd_diag.errors import RunDirectoryError
 from mopd_diag.reporting import text
 from mopd_diag.reporting.charts import transfer_chart
+from mopd_diag.reporting.charts_geometry import geometry_chart
 from mopd_diag.reporting.charts_shares import KINDS, shares_chart
 from mopd_diag.reporting.diff import shown, side_by_side
+from mopd_diag.reporting.geometry import SIGNS as FIGHTS
+from mopd_diag.reporting.geometry import shares_of as geometry_shares
+from mopd_diag.reporting.html import CAPTIONS
 from mopd_diag.reporting.reading import STUDENT, Cell, Measure, words_of
 from mopd_diag.reporting.view import View
 from mopd_diag.reporting.words import interference_answer
@@ -27,6 +33,9 @@ def page(folder: ServedFolder) -> None:
     run = parts.chosen_run(folder)
     view = folder.view(run)
     parts.heading("Interference", parts.escaped(interference_answer(view.reading).sentence))
+    if not view.reading.cells and is_evaluation(run):
+        lacking(run, "What the domains did to one another needs the specialists and gradients of a training run.")
+        return
     if view.reading.cells:
         _transfer(folder, run, view)
     else:
@@ -34,8 +43,7 @@ def page(folder: ServedFolder) -> None:
         parts.empty("No transfer matrix", why, f"mopd-diag interference {run.path.name}")
     _measures(view)
     _shares(folder, run, view)
-    parts.section("Conflict by module")
-    parts.note("Gradients of the domains were not compared module by module in this run.")
+    _geometry(view)
 
 
 # -- transfer -----------------------------------------------------------------------------------------------------------------
@@ -141,6 +149,57 @@ def _measure(m: Measure) -> dict[str, object]:
     }  # fmt: skip
 
 
+# -- gradients ------------------------------------------------------------------------------------------------------------------
+
+
+def _geometry(view: View) -> None:
+    parts.section("Do their gradients fight?")
+    found = view.geometry
+    if found is None or not found.pairs:
+        parts.empty("Not compared", view.geometry_sentence)
+        return
+    parts.note(view.geometry_sentence)
+    chart, words = st.columns([3, 2], gap="large")
+    with chart:
+        figure(
+            lambda look, width: geometry_chart(found.pairs, found.domains, look, width=width),
+            "geometry",
+            "Conflict of two domains' gradients above the diagonal, synergy below it; the table below has the numbers.",
+            width=HALF + 100,
+        )
+    with words:
+        for verdict, title in (("conflict", "Conflict"), ("mixed", "Both"), ("synergy", "Synergy")):
+            said = [_modules(p) for p in found.pairs if p.verdict == verdict]
+            facts([(title, "; ".join(said) or "none beyond random directions")])
+        parts.note(CAPTIONS["geometry"])
+    columns = {
+        "pair": "pair", "verdict": "verdict", "conflict": percent("conflict"), "synergy": percent("synergy"),
+        "chance": percent("beyond chance"),
+        "cosine": number("cosine of all"), "fighting": "modules that fight", "foreseen": "foreseen", "why": "in words",
+    }  # fmt: skip
+    table(pd.DataFrame([_pair(p) for p in found.pairs]), "geometry", columns, rows=16)
+    if (signs := view.tables.get("signs")) is not None:
+        parts.note(f"{signs.caption}.")
+        rows = [dict(zip(signs.columns, row, strict=True)) for row in signs.rows]
+        table(pd.DataFrame(rows), "signs", {c: c for c in signs.columns}, rows=16)
+
+
+def _modules(p: Pair) -> str:
+    """A pair with the modules that carry what it is flagged for."""
+    carried = list(p.agreeing if p.verdict == "synergy" else p.fighting)[:2]
+    return " ~ ".join(p.domains) + (f" ({', '.join(carried)})" if carried else "")
+
+
+def _pair(p: Pair) -> dict[str, object]:
+    a, b = p.domains
+    foreseen = [f"{d} → {b if d == a else a}: {said}" for d, said in p.foreseen.items()]
+    return {
+        "pair": f"{a} ~ {b}", "verdict": FIGHTS[p.verdict], "conflict": p.conflict.value, "synergy": p.synergy.value,
+        "chance": p.fighting_share,
+        "cosine": p.whole, "fighting": ", ".join(list(p.fighting)[:3]), "foreseen": "; ".join(foreseen), "why": p.sentence,
+    }  # fmt: skip
+
+
 # -- weight ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +234,7 @@ def _shares(folder: ServedFolder, run: RunDirectory, view: View) -> None:
 
 
 def shares_of(folder: ServedFolder, run: RunDirectory, view: View) -> dict[str, dict[str, float]]:
-    """Domain -> prompts, tokens, gradient: as the pre-flight measured them, else counted on the student's held-out answers."""
+    """Domain -> prompts, tokens, gradient: as the pre-flight or the run measured them, else counted on the student's held-out answers."""
     measured = {}
     for finding in view.reading.findings:
         told = {
@@ -185,7 +244,7 @@ def shares_of(folder: ServedFolder, run: RunDirectory, view: View) -> dict[str, 
         known = {k: float(v) for k, v in told.items() if isinstance(v, int | float)}
         if finding.kind == "preflight" and {"prompts", "tokens"} <= known.keys():
             measured[finding.subject.rpartition("/")[2]] = known
-    if measured:
+    if measured or (measured := geometry_shares(view.geometry)):
         return measured
     sql = "SELECT domain, count(*) AS prompts, sum(n_tokens) AS tokens FROM records WHERE model = ? GROUP BY domain"
     try:

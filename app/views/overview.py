@@ -9,7 +9,9 @@ import streamlit as st
 
 from app import figures, parts, state
 from app.data import RunCard, ServedFolder
+from app.evaluations import is_evaluation
 from app.parts import Markup, escaped
+from app.studies import studies
 from mopd_diag.reporting import charts, text
 from mopd_diag.reporting.view import View
 
@@ -50,6 +52,7 @@ def page(folder: ServedFolder) -> None:
     busy = any(c.state == "running" for c in cards)
     st.session_state["run-states"] = states(cards)
     st.fragment(lambda: runs(folder), run_every=EVERY if busy else SELDOM)()
+    studies(folder)
     name = state.get("run")
     card = next((c for c in cards if c.name == name), None)
     if card is None:
@@ -60,7 +63,8 @@ def page(folder: ServedFolder) -> None:
     if card.state == "broken":
         parts.empty("This run cannot be read", card.note)
         return
-    one(folder.view(folder.open(name)), card)
+    run = folder.open(name)
+    one(folder.view(run), card, evaluation=is_evaluation(run))
 
 
 # -- all runs -----------------------------------------------------------------------------------------------------------------
@@ -77,8 +81,10 @@ def runs(folder: ServedFolder) -> None:
             state.set(run=cards[rows[0]].name)
             st.session_state["run-picked"] = True
 
+    finished = all(c.state == "done" for c in cards)
     st.dataframe(
-        frame, hide_index=True, key="runs", on_select=picked, selection_mode="single-row", height="auto" if len(frame) < 12 else 36 * 12,
+        frame, hide_index=True, key="runs", column_order=[c for c in COLUMNS if c != "jobs" or not finished],
+        on_select=picked, selection_mode="single-row", height="auto" if len(frame) < 12 else 36 * 12,
         column_config={"jobs": st.column_config.ProgressColumn("jobs done", format="percent", min_value=0, max_value=1)},
         alt="runs of this folder; choose a row to look at it",
     )  # fmt: skip
@@ -120,14 +126,16 @@ def row_of(folder: ServedFolder, card: RunCard) -> list[object]:
 # -- one run -----------------------------------------------------------------------------------------------------------------
 
 
-def one(view: View, card: RunCard) -> None:
+def one(view: View, card: RunCard, *, evaluation: bool = False) -> None:
     """The three answers with their charts, and everybody's accuracy."""
+    name = view.title if card.name == "." else card.name
+    lead = view.summary if name == view.title else f"{view.title}: {view.summary}" if view.summary else view.title
     facts = Markup("").join(
         Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(escaped(k), escaped(v)) for k, v in view.facts
     )
     parts.html(
         Markup("<h2>{} {}</h2><p class='lead'>{}</p><dl class='facts'>{}</dl>").format(
-            escaped(view.title), parts.badge(card.state), escaped(view.summary), facts
+            escaped(name), parts.badge(card.state), escaped(lead), facts
         )
     )
     made = []
@@ -156,6 +164,9 @@ def one(view: View, card: RunCard) -> None:
             "accuracy of every model on every domain, with intervals",
         )  # fmt: skip
         accuracy(view)
+    if evaluation:
+        parts.note("An evaluation: it keeps the answers to lm-eval's tasks, and no traces, transfer or costs.")
+        return
     for sentence in view.missing:
         parts.note(sentence)
 

@@ -21,7 +21,7 @@ from bench.provenance.fit import fit
 from bench.provenance.judged import Judged, judged
 from bench.provenance.methods import ours
 from bench.provenance.run import ITEMS
-from bench.provenance.scores import Table, scores, tabulate
+from bench.provenance.scores import Table, reliability, scores, tabulate
 from mopd_diag import diagnostics
 from mopd_diag.diagnostics.calibration import FILE, SCHEMA
 from mopd_diag.estimators.origin import Model
@@ -79,6 +79,7 @@ def main() -> None:
                 "false_acquittal",
             )
         },
+        "reliability": reliability(held),
     }
     path = Path(str(resources.files(diagnostics).joinpath(FILE)))
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -217,6 +217,19 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.nda
     return float(gap.sum() / total.sum()) if total.sum() else np.nan
 
 
+def reliability(table: Table) -> list[dict[str, float | int]]:
+    """The bins of `calibration_error` that hold items: mean stated confidence, the share that is right with its interval, items."""
+    place = np.minimum((table.confidence * BINS).astype(int), BINS - 1)
+    rows = []
+    for b in np.unique(place):
+        part = table.take(place == b)
+        right = scored(part, lambda t, w: _mean(t.right.astype(float), w))
+        numbers = {"low": b / BINS, "high": (b + 1) / BINS, "confidence": float(part.confidence.mean())}
+        numbers |= {"right": right.value, "right_low": right.low, "right_high": right.high}
+        rows.append({k: round(v, 4) for k, v in numbers.items()} | {"n": len(part.kind)})
+    return rows
+
+
 def accuracy_at(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray, share: float) -> float:
     """Accuracy on the most confident `share` of the items."""
     order = np.argsort(-confidence, kind="stable")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -19,12 +19,14 @@ FILE = "calibration.json"
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """`model` turns evidence into probabilities, `sure` holds those from which on a `teacher` is named or `own` is said. `made` says
-    from which casts and seeds it was learned, and `held_out` what it reached on seeds left out of the fit."""
+    from which casts and seeds it was learned, `held_out` what it reached on seeds left out of the fit, and `reliability` how often it
+    was right there by stated confidence: rows of `low`, `high`, mean `confidence`, `right` with its interval, and `n` items."""
 
     model: Model
     sure: Mapping[str, float]
     made: Mapping[str, Any]
     held_out: Mapping[str, Any]
+    reliability: Sequence[Mapping[str, float]] = ()
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Calibration:
@@ -38,6 +40,7 @@ class Calibration:
             {k: float(document["sure"][k]) for k in ("teacher", "own")},
             document["made"],
             document["held_out"],
+            tuple(document.get("reliability", ())),
         )
 
 
