@@ -17,13 +17,11 @@ def geometry_chart(
 ) -> alt.TopLevelMixin:
     """Every two domains: conflict above the diagonal, synergy below it, in percent of the gradients' energy.
 
-    Colour says which, its depth how much of the largest of its kind; a number in brackets is in no module more than random directions give.
+    Colour says which, its depth how much of the largest number; one in brackets is in no module more than random directions give.
     """
     at = {d: n for n, d in enumerate(domains)}
-    largest = {
-        "conflict": max([0.01, *(p.conflict.value for p in pairs if p.conflict.defined)]),
-        "synergy": max([0.01, *(p.synergy.value for p in pairs if p.synergy.defined)]),
-    }
+    values = [e.value for p in pairs for e in (p.conflict, p.synergy) if e.defined]
+    largest = max([0.01, *values])
     rows = []
     for p in pairs:
         first, last = sorted(p.domains, key=at.__getitem__)
@@ -34,7 +32,7 @@ def geometry_chart(
             beyond = share >= CARRIED
             number = f"{100 * e.value:.0f}" if e.defined else "?"
             rows.append({
-                "domain": row, "other": column, "colour": colour, "depth": 0.62 * e.value / largest[name] if e.defined else 0.0,
+                "domain": row, "other": column, "colour": colour, "depth": 0.62 * e.value / largest if e.defined else 0.0,
                 "text": number if beyond or not e.defined else f"({number})", "ink": look.ink if beyond else look.muted,
                 "about": f"{name} of {first} and {last}: {text.share(e)}; {text.percent(share)} of the energy lies beyond chance",
             })  # fmt: skip
