@@ -6,9 +6,9 @@ hand on their results as files, so every node must see the run directory, which 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-import pickle
 import re
 import secrets
 import shutil
@@ -247,7 +247,11 @@ class _Tasks:
         # The tasks' working directory is not ours.
         arguments = tuple(a.absolute() if isinstance(a, Path) else a for a in job.arguments)
         task = self.work.options(name=job.name, num_cpus=1, num_gpus=job.gpus)
-        return task.remote(self.mailbox, self.token, job.name, sys.path, pickle.dumps((job.call, arguments)))
+        call = (
+            job.call.__module__,
+            job.call.__qualname__,
+        )  # named, because its module is found only once the path is set
+        return task.remote(self.mailbox, self.token, job.name, sys.path, call, arguments)
 
     def _drain(self) -> None:
         try:
@@ -296,14 +300,16 @@ class Mailbox:
         return messages
 
 
-def _work(mailbox: Any, token: Path, name: str, path: list[str], pickled: bytes) -> None:
+def _work(
+    mailbox: Any, token: Path, name: str, path: list[str], call: tuple[str, str], arguments: tuple[Any, ...]
+) -> None:
     """A task: a call that our processes would do, found where they would find it."""
     if not token.is_file():  # a node that joined the cluster late was not asked what it sees
         raise _other_files(token.parent, os.uname().nodename)
     sys.path += [folder for folder in path if folder not in sys.path]
     one_thread()
-    call, arguments = pickle.loads(pickled)
-    call(*arguments, telling(name, mailbox.put.remote))
+    module, function = call
+    getattr(importlib.import_module(module), function)(*arguments, telling(name, mailbox.put.remote))
 
 
 def _line(error: Exception) -> str:

@@ -54,7 +54,15 @@ def command(port: int) -> list[str]:
     settings = [
         f"--{name}={v}" for name, value in SETTINGS.items() for v in ([value] if isinstance(value, str) else value)
     ]
-    return [sys.executable, "-m", "streamlit", "run", str(app_folder() / "main.py"), f"--server.port={port}", *settings]
+    return [
+        sys.executable,
+        "-m",
+        "mopd_diag.study.app_server",
+        "run",
+        str(app_folder() / "main.py"),
+        f"--server.port={port}",
+        *settings,
+    ]
 
 
 def check(folder: Path) -> Path:
