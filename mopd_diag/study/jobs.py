@@ -5,7 +5,6 @@ Each job reads what earlier jobs left in the run directory and writes its own re
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +29,10 @@ from mopd_diag.training.algorithm import Work
 from mopd_diag.training.explore import Answers, answer
 from mopd_diag.training.loop import Progress
 from mopd_diag.types import Item, Record
+from mopd_diag.worlds.documents import content_hash
 
 JobKind = Literal["train", "evaluate", "trace", "geometry"]
 GATE_ANSWERS = 256
-
-
-def content_hash(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def done_path(run: Path, kind: JobKind, name: str) -> Path:

@@ -114,6 +114,8 @@ def claim(out: Path, study: Study, identity: dict[str, Any]) -> RunDirectory:
     if out.is_file():
         raise RunDirectoryError(f"{out} is a file, expected a directory for the run; choose another --out")
     if (out / "manifest.json").exists():
+        if "identity" not in run.manifest():
+            raise RunDirectoryError(f"{out} holds an evaluation, not a run that was trained; choose another --out")
         # Read back, so that settings which came with a later version stand at their defaults.
         found = resolve_identity(run.manifest()["identity"]).identity()
         if found != identity:
