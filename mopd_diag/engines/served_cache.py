@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
@@ -16,19 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from mopd_diag.caches import VARIABLE, cache_folder
 from mopd_diag.engines.served_http import Described
 from mopd_diag.engines.top_tokens import TopTokens
 from mopd_diag.errors import BadInput, writing
 
 SCHEMA = 1
-FOLDER = "MOPD_DIAG_CACHE"
-"""Environment variable: the folder of the cache."""
 
 
 def default_path() -> Path:
-    """The cache file: below $MOPD_DIAG_CACHE, else where the system keeps a user's caches."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mopd-diag"
-    return Path(os.environ.get(FOLDER) or usual) / "served.sqlite"
+    """The file that all casts share, among the user's caches."""
+    return cache_folder() / "served.sqlite"
 
 
 class Cache:
@@ -43,7 +40,7 @@ class Cache:
             self._db.execute("CREATE TABLE IF NOT EXISTS answer (key TEXT PRIMARY KEY, tokens INTEGER, body BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS server (key TEXT PRIMARY KEY, root TEXT, context INTEGER)")
         except sqlite3.DatabaseError as error:
-            raise BadInput(f"{path} cannot be used as cache ({error}); delete it, or set {FOLDER} elsewhere") from None
+            raise BadInput(f"{path} cannot be used as cache ({error}); delete it, or set {VARIABLE} elsewhere") from None
 
     def __enter__(self) -> Cache:
         return self

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from mopd_diag.caches import cache_folder
 from mopd_diag.errors import CheckpointError
 from mopd_diag.models.checkpoint import decoder_config, load_decoder, read_config, save_checkpoint
 from mopd_diag.models.decoder import Decoder, DecoderConfig
@@ -20,8 +20,6 @@ from mopd_diag.models.loading import load
 from mopd_diag.models.tokenizer import Tokenizer, load_tokenizer
 
 PACKAGE = "package:"
-FOLDER = "MOPD_DIAG_CACHE"
-"""Environment variable: the folder of the caches."""
 BLOCK = 1 << 22
 
 
@@ -109,8 +107,7 @@ def _hash(files: list[Path]) -> str:
 
 def _converted(path: Path) -> Path:
     """The Hugging Face directory made of a GGUF file, made now when it is not there."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mopd-diag"
-    folder = Path(os.environ.get(FOLDER) or usual) / "gguf" / f"{path.stem}-{_hash([path])}"
+    folder = cache_folder() / "gguf" / f"{path.stem}-{_hash([path])}"
     if not (folder / "config.json").is_file():
         loaded = load(path)
         if not isinstance(loaded.model, Decoder):

@@ -52,9 +52,20 @@ def forest(
     y = alt.Y(
         "group:N", sort=[text.basic(n) for n in names], title=None, axis=names_axis(names, width, labelFontWeight=bold)
     )
-    margin = scale.factor * found[0].margin
+    layers = forest_layers(data, x, x_scale, y, scale.factor * found[0].margin, look, worded=wide)
+    height = max(60, (ROW if len(rows) <= 20 else MANY_ROW) * len(rows))
+    return dressed(layers.properties(height=height), look, fit=width)
+
+
+def forest_layers(
+    data: pd.DataFrame, x: alt.X, scale: alt.Scale, y: alt.Y, margin: float, look: Look, *, worded: bool
+) -> alt.LayerChart | alt.FacetChart:  # fmt: skip
+    """Band of ±`margin`, zero, intervals and dots; `worded`, the figures at the right end too.
+
+    Rows of `data`: value, low, high in the axis' unit, colour, fill, shape, text, and `about` for those who cannot see the chart.
+    """
     band = alt.Chart(pd.DataFrame({"from": [-margin], "to": [margin]})).mark_rect(color=look.base, opacity=0.16)
-    band = band.encode(x=alt.X("from:Q", scale=x_scale), x2="to:Q")
+    band = band.encode(x=alt.X("from:Q", scale=scale), x2="to:Q")
     zero = alt.Chart(pd.DataFrame({"at": [0.0]})).mark_rule(color=look.muted, strokeDash=[3, 3]).encode(x="at:Q")
     told = alt.Chart(data).transform_filter("isValid(datum.value)")
     colour = alt.Color("colour:N", scale=PASS_THROUGH, legend=None)
@@ -65,14 +76,10 @@ def forest(
         fill=alt.Fill("fill:N", scale=PASS_THROUGH, legend=None), tooltip="about:N", description="about:N",
     )  # fmt: skip
     layers: list[alt.Chart] = [band, zero, spread, dots]
-    if wide:
+    if worded:
         words = alt.Chart(data).mark_text(align="right", fontSize=11.5, color=look.ink)
         layers.append(words.encode(x=alt.value("width"), y=y, text="text:N", description="about:N"))
-    return dressed(
-        alt.layer(*layers).properties(height=max(60, (ROW if len(rows) <= 20 else MANY_ROW) * len(rows))),
-        look,
-        fit=width,
-    )
+    return alt.layer(*layers)
 
 
 def _row(g: GroupComparison, name: str, scale: Scale, look: Look) -> dict[str, Any]:

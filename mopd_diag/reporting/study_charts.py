@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
-import pandas as pd
 
 from mopd_diag.reporting import text
 from mopd_diag.reporting.charts import PASS_THROUGH, dressed, frame_of, names_axis, room
-from mopd_diag.reporting.comparison_charts import SIGNED
+from mopd_diag.reporting.comparison_charts import SIGNED, forest_layers
 from mopd_diag.reporting.look import LIGHT, Look
 from mopd_diag.reporting.study_view import MARKS
 from mopd_diag.reporting.study_words import points
@@ -35,24 +34,8 @@ def forest(rows: Sequence[Row], margin: float, look: Look = LIGHT, *, width: int
     ticks = [t for t in _ticks(low - air, high + air)]
     x = alt.X("low:Q", scale=scale, axis=alt.Axis(values=ticks, labelExpr=SIGNED, grid=False, title=None))
     y = alt.Y("name:N", sort=[text.basic(n) for n in names], title=None, axis=names_axis(names, width))
-    band = alt.Chart(pd.DataFrame({"from": [-100 * margin], "to": [100 * margin]})).mark_rect(
-        color=look.base, opacity=0.16
-    )
-    band = band.encode(x=alt.X("from:Q", scale=scale), x2="to:Q")
-    zero = alt.Chart(pd.DataFrame({"at": [0.0]})).mark_rule(color=look.muted, strokeDash=[3, 3]).encode(x="at:Q")
-    told = alt.Chart(data).transform_filter("isValid(datum.value)")
-    colour = alt.Color("colour:N", scale=PASS_THROUGH, legend=None)
-    spread = told.mark_rule(strokeWidth=2.5, opacity=0.6).encode(x=x, x2="high:Q", y=y, color=colour)
-    dots = told.mark_point(size=90, strokeWidth=1.8, opacity=1).encode(
-        x="value:Q", y=y, shape=alt.Shape("shape:N", scale=PASS_THROUGH, legend=None),
-        stroke=alt.Stroke("colour:N", scale=PASS_THROUGH, legend=None),
-        fill=alt.Fill("fill:N", scale=PASS_THROUGH, legend=None), tooltip="about:N", description="about:N",
-    )  # fmt: skip
-    layers: list[alt.Chart] = [band, zero, spread, dots]
-    if wide:
-        words = alt.Chart(data).mark_text(align="right", fontSize=11.5, color=look.ink)
-        layers.append(words.encode(x=alt.value("width"), y=y, text="text:N", description="about:N"))
-    return dressed(alt.layer(*layers).properties(height=max(60, ROW * len(rows))), look, fit=width)
+    layers = forest_layers(data, x, scale, y, 100 * margin, look, worded=wide)
+    return dressed(layers.properties(height=max(60, ROW * len(rows))), look, fit=width)
 
 
 def _forest_row(name: str, e: Estimate, verdict: str, look: Look) -> dict[str, Any]:
