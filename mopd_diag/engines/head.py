@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from mopd_diag.models.linear import QUANTUM, linear
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits held at once by one model (16 MiB in fp32): larger does not run faster, smaller pays per call."""
@@ -31,26 +32,37 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_MD: Tensor, head_VD: Tensor, loss: ChunkLoss, report: dict[str, list[Tensor]]) -> Tensor:  # noqa: ANN001
         grad_hidden = torch.zeros_like(hidden_MD)
-        head = head_VD.detach().requires_grad_(ctx.needs_input_grad[1])
+        grad_head = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
         total = hidden_MD.new_zeros(())
         for part in chunks(hidden_MD.shape[0], head_VD.shape[0]):
+            logits = linear(hidden_MD[part], head_VD).requires_grad_()
             with torch.enable_grad():
-                hidden = hidden_MD[part].detach().requires_grad_()
-                losses, values = loss(F.linear(hidden, head), part)
+                losses, values = loss(logits, part)
                 value = losses.sum()
                 value.backward()
             total += value.detach()
-            if hidden.grad is not None:
-                grad_hidden[part] = hidden.grad
+            if logits.grad is not None:
+                grad_hidden[part] = linear(logits.grad, head_VD.t())
+                if grad_head is not None:
+                    _add_product(grad_head, logits.grad, hidden_MD[part])
             for name, each in values.items():
                 report.setdefault(name, []).append(each)
-        ctx.save_for_backward(grad_hidden, head.grad)
+        ctx.save_for_backward(grad_hidden, grad_head)
         return total
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # noqa: ANN001  # type: ignore[override]
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grad, None if grad_head is None else grad_head * grad, None, None
+        # In place, because a large head's gradient is the largest tensor there is: so one forward pass allows one backward pass.
+        return grad_hidden.mul_(grad), None if grad_head is None else grad_head.mul_(grad), None, None
+
+
+def _add_product(into_VD: Tensor, left_MV: Tensor, right_MD: Tensor) -> None:
+    """into += leftᵀ·right, some rows at a time: no second tensor of its size."""
+    size = max(QUANTUM, CHUNK_ELEMENTS // into_VD.shape[1] // QUANTUM * QUANTUM)
+    for start in range(0, into_VD.shape[0], size):
+        rows = slice(start, start + size)
+        into_VD[rows] += linear(left_MV[:, rows].t(), right_MD.t())
 
 
 def head_loss(hidden_MD: Tensor, head_VD: Tensor, loss: ChunkLoss) -> tuple[Tensor, dict[str, Tensor]]:
