@@ -64,25 +64,25 @@ class Case:
     rounds: int
 
 
-def run(rounds: int = 7, seed: int = 0) -> dict[str, Any]:
+def run(rounds: int = 7, seed: int = 0, *, smollm2: bool = True) -> dict[str, Any]:
     """Time of ours over the time of the fastest `hf`, and how far their log-likelihoods are apart."""
     with tempfile.TemporaryDirectory() as folder, alone():
-        cases = _cases(rounds, seed, Path(folder))
+        cases = _cases(rounds, seed, Path(folder), smollm2)
         models = {
             name: {kind: _timed(case, pairs) for kind, pairs in case.requests.items()} for name, case in cases.items()
         }
         about = machine()
     found = {"bench": "loglikelihood", "goal": GOAL, "machine": about, "models": models}
-    return found if SMOLLM2 in models else {**found, "missing": MISSING}
+    return found if SMOLLM2 in models or not smollm2 else {**found, "missing": MISSING}
 
 
-def _cases(rounds: int, seed: int, folder: Path) -> dict[str, Case]:
+def _cases(rounds: int, seed: int, folder: Path, smollm2: bool) -> dict[str, Case]:
     tokenizer = character_tokenizer()
     generator = torch.Generator().manual_seed(seed)
     save_checkpoint(Decoder.fresh(DecoderConfig(tokenizer.vocab_size), generator), tokenizer, folder / "micro")
     hf = AutoModelForCausalLM.from_pretrained(folder / "micro", dtype=torch.float32)
     cases = {"micro": _case(folder / "micro", hf, (16, 64, 256), _micro_requests(), rounds)}
-    file = find_smollm2()
+    file = find_smollm2() if smollm2 else None
     if file is not None:
         twin = load_foreign(file.parent, file.name)
         cases[SMOLLM2] = _case(file, twin, (1, 4, 16), _word_requests(random.Random(seed)), max(3, rounds // 2))

