@@ -116,15 +116,23 @@ class LoRAConfig(Strict):
     targets: Annotated[tuple[PROJECTIONS, ...], Field(min_length=1)] = get_args(PROJECTIONS)
 
 
-class ComputeConfig(Strict):
-    """How stages are trained, not what: with other values here results differ by rounding."""
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+"""How a device is named."""
 
+
+class ComputeConfig(Strict):
+    """How and where models are run, not what they are trained to: with other values here results differ by rounding."""
+
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    """What every job of the run computes on. auto: a GPU where torch sees one and the run begins from a checkpoint, else the CPU."""
     processes: Count = 1
     """Processes over which weights, gradients and moments of a stage lie in pieces (FSDP2): one a GPU, or on CPUs through Gloo."""
     recompute: bool = False
     """Gradient checkpointing: a backward pass computes each block again instead of keeping what it held."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: products in bf16, weights and moments in fp32 (torch autocast)."""
+    sampler: Literal["torch", "vllm"] = "torch"
+    """Who samples answers, in training and evaluation: our decoder, or vLLM, which is given the weights before each batch."""
 
 
 CHECKPOINT_KEYS = ("path", "chat", "cold_start", "rate_scale")
@@ -220,6 +228,8 @@ class Plan(Strict):
     def _one_way(self) -> Plan:
         if self.model.lora is not None and self.compute.processes > 1:
             raise ValueError("`[model] lora` trains in one process; leave out `[compute] processes`, or lora")
+        if self.compute.sampler == "vllm" and self.compute.processes > 1:
+            raise ValueError("vLLM samples for a stage of one process; leave out `[compute] processes`, or sampler")
         return self
 
     @model_validator(mode="after")

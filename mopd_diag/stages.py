@@ -57,7 +57,7 @@ class StageBase(Strict):
     note: str = ""
     """One line that a reader should know before the stage runs; printed when a run begins."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs that the stage's job asks a Ray cluster for."""
+    """GPUs that the stage's job asks a Ray cluster for; 0 asks by the plan's device."""
 
     @property
     def teachers_used(self) -> tuple[str, ...]:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch_engine import TorchEngine
 
+from mopd_diag.engines import vllm_sampler
 from mopd_diag.errors import BadInput
 from mopd_diag.models.checkpoint import load_decoder
 from mopd_diag.models.lora import is_adapter
 from mopd_diag.study.jobs import run_job
+from mopd_diag.study.preflight import check_fit
 from mopd_diag.study.resolve import find_plan
 from mopd_diag.study.run import is_done, run_study
 
@@ -135,3 +138,27 @@ def test_adapters_over_several_processes_are_refused(tmp_path: Path):
         study_of(tmp_path, model="lora = { rank = 2 }", compute="processes = 2")
     with pytest.raises(BadInput, match="targets"):
         study_of(tmp_path, model="lora = { targets = ['attention'] }")
+
+
+def test_the_sampler_gets_the_weights_of_every_step_and_is_closed_after_the_job(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(vllm_sampler, "VLLMEngine", TorchEngine)
+    monkeypatch.setattr(TorchEngine, "story", [])
+    monkeypatch.setattr(TorchEngine, "made", [])
+    folder = train(tmp_path / "run", "base", "teacher-math", "teacher-code", "student", compute='sampler = "vllm"')
+    told = ["new", "reload", "close", "new", "reload", "reload", "close"]  # teacher-math: two steps; fine-tuning: none
+    assert [what for what, _ in TorchEngine.story] == told
+    assert {m["dtype"] for m in TorchEngine.made} == {"float32"}
+    assert (folder / "models" / "student" / "model.safetensors").is_file()
+
+
+def test_a_plan_that_vllm_cannot_sample_for_is_refused_before_anything_trains(tmp_path: Path, monkeypatch):
+    with pytest.raises(BadInput, match=r"vLLM samples for a stage of one process"):
+        study_of(tmp_path, compute='processes = 2\nsampler = "vllm"')
+    study = study_of(tmp_path, compute='sampler = "vllm"')
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"sampler = 'vllm', but vLLM is not installed: pip install"):
+        check_fit(study, tmp_path)
+    talking = (tmp_path / "plan.toml").read_text().replace("stack", "two-turn")
+    (tmp_path / "plan.toml").write_text(talking)
+    with pytest.raises(BadInput, match="the world answers within the answers of 'two-turn'"):
+        check_fit(find_plan(str(tmp_path / "plan.toml")), tmp_path)

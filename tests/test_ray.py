@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ if importlib.util.find_spec("ray") is None:  # importing it here would be too ea
 from mopd_diag.errors import BadInput, ResourceError
 from mopd_diag.runs import ray_scheduler
 from mopd_diag.runs.directory import RunDirectory
-from mopd_diag.runs.ray_scheduler import RayScheduler, connected
+from mopd_diag.runs.ray_scheduler import RayScheduler, connected, placed
 from mopd_diag.runs.scheduler import Job, run_jobs
-from mopd_diag.study.run import claim, ledger, make_jobs, run_study
+from mopd_diag.study import trace_shards
+from mopd_diag.study.run import claim, is_done, ledger, make_jobs, run_study
+from mopd_diag.study.shards import sharded
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -64,6 +67,15 @@ def settings(path: Path, progress) -> None:
     import torch
 
     path.write_text(f"{torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']} {Path.cwd()}")
+
+
+def gpus(path: Path, progress) -> None:
+    path.write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}:{os.getpid()}")
+
+
+def die_first(once: Path, call, *arguments) -> None:
+    die(once, None)
+    call(*arguments)
 
 
 def saving_often(call, *arguments) -> None:
@@ -145,7 +157,7 @@ def test_an_error_stops_the_jobs_beside_it(cluster, tmp_path: Path) -> None:
 
 def test_a_job_that_fits_nowhere_is_refused(cluster, tmp_path: Path) -> None:
     noted = Noted()
-    with pytest.raises(ResourceError, match="a asks for a core and 64 GPUs, but the largest node"):
+    with pytest.raises(ResourceError, match="a asks for 1 core and 64 GPUs of one node, but nodes"):
         RayScheduler(tmp_path)([Job("a", touch, (tmp_path / "a",), gpus=64)], 1, noted)
     assert noted.order == []
 
@@ -167,11 +179,20 @@ def test_an_address_where_nothing_answers_is_one_line(tmp_path: Path) -> None:
     assert said.count("\n") == 1
 
 
+def test_a_scheduler_for_a_probe_that_was_not_asked_for_is_one_line(tmp_path: Path) -> None:
+    process = command("caps", "run", "--scheduler", "ray", cwd=tmp_path)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said.startswith("mopd-diag: --scheduler ray is about the probe, which was not asked for")
+
+
 # -- the same results ---------------------------------------------------------------------------------------------------------
 
 
-def test_results_are_those_of_the_local_scheduler(cluster, tmp_path: Path) -> None:
+def test_results_are_those_of_the_local_scheduler(cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = run_study(tiny(), tmp_path / "local", workers=2)
+    monkeypatch.setattr(trace_shards, "SHARD_FLOPS", 1.0)
+    monkeypatch.setattr(trace_shards, "MOST_SHARDS", 2)
     there = run_study(tiny(), tmp_path / "ray", ray=RayScheduler(tmp_path / "ray"))
     same_records(local, there)
     for name in ("traces/student", "attribution/student", "records/base"):
@@ -180,7 +201,26 @@ def test_results_are_those_of_the_local_scheduler(cluster, tmp_path: Path) -> No
     rows = [ledger(run)[counts].sort_values("stage", ignore_index=True) for run in (local, there)]
     assert rows[0].equals(rows[1])
     assert not list(there.path.glob(".ray-*"))
+    same_trace_after_a_kill(local, there)
     same_weights_after_a_kill(local, tmp_path / "killed")
+
+
+def same_trace_after_a_kill(local: RunDirectory, there: RunDirectory) -> None:
+    """Kill the process that scores the first shard of a trace, before it has scored."""
+    for path in ("done/trace-student.json", "traces/student.parquet"):
+        (there.path / path).unlink()
+    jobs = [j for j in make_jobs(there.path, tiny(), tiny().identity()) if not is_done(there.path, j.name)]
+    shard, *others = sharded(jobs)
+    assert [shard.name, *(j.name for j in others)] == [
+        "trace-student/1-of-2",
+        "trace-student/2-of-2",
+        "trace-student",
+    ]
+    once = there.path / "killed"
+    killed = replace(shard, call=die_first, arguments=(once, shard.call, *shard.arguments))
+    RayScheduler(there.path)([killed, *others], 2, Noted())
+    assert once.exists()
+    assert (local.path / "traces/student.parquet").read_bytes() == (there.path / "traces/student.parquet").read_bytes()
 
 
 def same_weights_after_a_kill(local: RunDirectory, out: Path) -> None:
@@ -244,9 +284,32 @@ NODE = """
 import sys, time
 from ray._private.node import Node
 from ray._private.parameter import RayParams
-Node(RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", num_cpus=1, object_store_memory=80 * 2**20), head=False)
+Node(RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", num_cpus=1, num_gpus=int(sys.argv[2]),
+                 object_store_memory=80 * 2**20), head=False)
 time.sleep(600)
 """  # `ray start` refuses to join a cluster that is on the loopback address
+
+
+@contextmanager
+def another_node(cluster: Any, log: Path, gpus: int = 0, prefix: tuple[str, ...] = ()) -> Iterator[None]:
+    """A second node on this machine, started by `prefix`, that says it has so many GPUs."""
+    before = {n["NodeID"] for n in cluster.nodes() if n["Alive"]}
+    start = [*prefix, sys.executable, "-c", NODE, cluster.get_runtime_context().gcs_address, str(gpus)]
+    with log.open("w") as file:
+        node = subprocess.Popen(start, stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + 120
+        while not ({n["NodeID"] for n in cluster.nodes() if n["Alive"]} - before) and node.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert {n["NodeID"] for n in cluster.nodes() if n["Alive"]} > before, log.read_text()
+        yield
+    finally:
+        node.terminate()
+        node.wait(timeout=60)
+        deadline = time.monotonic() + 60
+        while {n["NodeID"] for n in cluster.nodes() if n["Alive"]} > before and time.monotonic() < deadline:
+            time.sleep(0.2)
 
 
 @linux
@@ -254,22 +317,43 @@ def test_a_node_that_sees_other_files_is_refused_before_anything_starts(cluster,
     """A second node in a mount namespace of its own, where another file system lies over the run directory."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("may not unshare mounts here")
-    before = {n["NodeID"] for n in cluster.nodes()}
-    hidden = f'mount -t tmpfs none {tmp_path} && exec "$@"'
-    start = [sys.executable, "-c", NODE, cluster.get_runtime_context().gcs_address]
-    with (tmp_path.parent / "node.log").open("w") as log:
-        node = subprocess.Popen(["unshare", "--mount", "sh", "-c", hidden, "sh", *start], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 120
-        while len([n for n in cluster.nodes() if n["Alive"]]) < 2 and node.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert {n["NodeID"] for n in cluster.nodes()} > before, (tmp_path.parent / "node.log").read_text()
+    hidden = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path} && exec "$@"', "sh")
+    with another_node(cluster, tmp_path.parent / "node.log", prefix=hidden):
         noted = Noted()
         with pytest.raises(BadInput, match="sees other files than this machine.*all nodes share"):
             RayScheduler(tmp_path)([Job("a", touch, (tmp_path / "a",))], 2, noted)
         assert noted.order == []
         assert list(tmp_path.iterdir()) == []
-    finally:
-        node.terminate()
-        node.wait(timeout=60)
+
+
+# -- cores and GPUs -----------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_a_job_asks_for_a_gpu_where_the_cluster_has_one(cluster, tmp_path: Path) -> None:
+    """GPUs as Ray counts them: it shows a task those that it was given, and none to the others."""
+    jobs = [Job(name, gpus, (tmp_path / name,), gpus_if_there=1.0) for name in ("one", "two")]
+    jobs.append(Job("merge", gpus, (tmp_path / "merge",)))
+
+    def seen() -> dict[str, list[str]]:
+        return {j.name: (tmp_path / j.name).read_text().split(":") for j in jobs}
+
+    RayScheduler(tmp_path)(jobs, 2, Noted())
+    assert [devices for devices, _ in seen().values()] == ["", "", ""]
+    with another_node(cluster, tmp_path.parent / "gpus.log", gpus=1):
+        RayScheduler(tmp_path)(jobs, 3, Noted())
+    assert [devices for devices, _ in seen().values()] == ["0", "0", ""]
+    assert len({process for _, process in seen().values()}) == 3  # what one left in the GPU's memory is gone with it
+
+
+def test_gpus_are_asked_for_only_where_a_node_has_as_many() -> None:
+    job = Job("a", print, (), cores=2, gpus_if_there=2.0)
+    two = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
+    assert placed([job], two)[0].gpus == 0.0
+    assert placed([job], [*two, {"CPU": 4.0, "GPU": 2.0}])[0].gpus == 2.0
+
+
+def test_cores_and_gpus_must_be_on_one_node() -> None:
+    apart = [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 2.0}]
+    with pytest.raises(ResourceError, match="a asks for 2 cores and 1 GPUs of one node"):
+        placed([Job("a", print, (), cores=2, gpus=1.0)], apart)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,14 @@ def algorithm(name: str):
     return MOPD(stage, TOKENIZER, world, DOMAINS, 0, teachers)
 
 
-def learn(mesh, name: str, folder: str, recompute: bool) -> None:
+def learn(mesh, tell, name: str, folder: str, recompute: bool) -> None:
     """What each process does: train, and the first one tells."""
     model = decoder(std=0.1)
     model.recompute = recompute
     held = HeldShards(model, mesh)
     saved = Path(folder) / "saved.safetensors"
     loop.SAVE_EVERY_SECONDS = 0.0
-    state = train(model, algorithm(name), SCHEDULE, held=held, saved=saved)
+    state = train(model, algorithm(name), SCHEDULE, held=held, saved=saved, progress=tell)
     with held.whole():
         if held.writes:
             save_file(to_hf(model), Path(folder) / "model.safetensors")
@@ -54,7 +55,9 @@ def learn(mesh, name: str, folder: str, recompute: bool) -> None:
 def test_two_processes_train_as_one_does(name: str, recompute: bool, tmp_path: Path):
     whole = decoder(std=0.1)
     expected = train(whole, algorithm(name), SCHEDULE)
-    over(2, learn, (name, str(tmp_path), recompute))
+    told: list[tuple[int, int]] = []
+    over(2, learn, (name, str(tmp_path), recompute), progress=lambda step, steps, _: told.append((step, steps)))
+    assert told[-1] == (6, 6) and told == sorted(told), "the first process says how far they are"
     log = json.loads((tmp_path / "log.json").read_text())
     assert len(log) == len(expected.log) == 6
     for ours, one in zip(log, expected.log, strict=True):
@@ -72,13 +75,22 @@ def test_two_processes_train_as_one_does(name: str, recompute: bool, tmp_path: P
     assert all((to_hf(again)[k] - w).abs().max() < 2e-4 for k, w in to_hf(whole).items())
 
 
-def fail(mesh, text: str) -> None:
+def fail(mesh, tell, text: str) -> None:
     raise BadInput(text)
 
 
 def test_a_mistake_in_one_process_is_told_in_one_line():
     with pytest.raises(MopdDiagError, match="^no such thing; do that$"):
         over(2, fail, ("no such thing; do that",))
+
+
+def test_what_progress_raises_stops_all_processes(tmp_path: Path):
+    def stop(step: int, steps: int, metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        over(2, learn, ("sft", str(tmp_path), False), progress=stop)
+    assert not multiprocessing.active_children()
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,15 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from cast_models import PROMPTS
+from cast_models import PROMPTS, rollouts_file
+from safetensors.torch import load_file, save_file
 from tiny import TOKENIZER, decoder, shifted
 
 import mopd_diag
 from mopd_diag.engines.vllm import VLLMEngine
 from mopd_diag.errors import BadInput
 from mopd_diag.models.checkpoint import save_checkpoint
+from mopd_diag.models.decoder import Decoder
 
 AGREE = 5e-4
 """Nats between vLLM's fp32 log-probabilities of a token and ours."""
@@ -50,10 +53,28 @@ def python() -> str:
     return found
 
 
+def torn(model: Decoder, folder: Path) -> None:
+    """A checkpoint that lacks a weight: vLLM alone takes it."""
+    save_checkpoint(model, TOKENIZER, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_one_line_names_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"vLLM is not installed: pip install 'mopd-diag\[vllm\]'"):
         VLLMEngine(tmp_path)
+
+
+def reported(python: str, script: str, *arguments: object) -> dict[str, Any]:
+    """What a script says under the Python that has vLLM."""
+    command = [python, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, **QUIET})
+    lines = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
+    assert lines, done.stderr[-3000:]
+    assert done.stdout.splitlines() == lines, "vLLM writes into what `--json` prints"
+    return json.loads(lines[0].removeprefix("REPORT "))
 
 
 @pytest.mark.slow
@@ -63,13 +84,8 @@ def test_the_engine_agrees_with_ours(shape: str, python: str, tmp_path: Path) ->
     one = decoder(shape, **SIZES, num_key_value_heads=heads)
     for name, model in (("one", one), ("two", shifted(one, 1, 0.1))):
         save_checkpoint(model, TOKENIZER, tmp_path / name)
-    script = Path(__file__).with_name("vllm_report.py")
-    done = subprocess.run(
-        [python, str(script), str(tmp_path)], capture_output=True, text=True, timeout=400, env={**os.environ, **QUIET}
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
-    assert lines, done.stderr[-3000:]
-    found = json.loads(lines[0].removeprefix("REPORT "))
+    torn(one, tmp_path / "torn")
+    found = reported(python, "vllm_report.py", tmp_path)
     print(shape, found)
     assert found["repeats"], "one seed is one set of answers, another seed another"
     assert found["finished"] == found["ends"] and not found["inner_end"]
@@ -80,8 +96,62 @@ def test_the_engine_agrees_with_ours(shape: str, python: str, tmp_path: Path) ->
     assert (found["mean"], found["effective"]) == pytest.approx((1, 1), abs=1e-3)
     assert found["outside"] == 0 and found["largest"] < 1.01
     assert found["wrong"] < 0.9, "other weights than those that sampled are noticed"
+    assert found["moved"] > 0.01 and found["moved_sampled"]
+    assert found["stale"] < 1e-4 and not found["stale_sampled"], "after a reload nothing comes from the old weights"
+    assert found["closed"]
+    assert "vLLM does not take this checkpoint: " in found["refused"] and "max_model_len (100000)" in found["refused"]
+    assert "no checkpoint at" in found["none"]
+    assert all("torn lacks the weight model.norm.weight" in line for line in found["torn"])
     assert "top-k 50 is not between 1 and this engine's max_logprobs, 20" in found["k"]
     assert "256 tokens do not fit into this engine's context of 256" in found["long"]
+
+
+@pytest.mark.slow
+def test_vllm_samples_in_training_from_the_weights_of_each_step(python: str, tmp_path: Path) -> None:
+    student = decoder(**SIZES, num_key_value_heads=2)
+    for name, model in (("student", student), ("teacher", shifted(student, 1, 0.1))):
+        save_checkpoint(model, TOKENIZER, tmp_path / name)
+    found = reported(python, "vllm_training.py", tmp_path)
+    print(found)
+    assert len(found["gaps"]) == 4 and max(found["gaps"]) < AGREE, "μ of every step is that of the weights then"
+    assert found["moved"] > 0.01 and all(np.isfinite(found["losses"])) and found["tokens"] > 4 * 16
+
+
+@pytest.mark.slow
+def test_attribution_by_vllm_is_that_of_torch(python: str, tmp_path: Path) -> None:
+    """Sampled and scored by vLLM alone, one of the members of other sizes than the rest."""
+    base = decoder(**SIZES, num_key_value_heads=2)
+    deep = decoder(**SIZES, num_key_value_heads=2, num_hidden_layers=3, seed=7)
+    moved = {"base": base, "math": shifted(base, 1, 0.1), "code": shifted(base, 2, 0.1), "deep": deep}
+    for name, model in moved.items():
+        save_checkpoint(model, TOKENIZER, tmp_path / name)
+    roles = {
+        "base": "base",
+        "student": "math",
+        "teachers.math": "math",
+        "teachers.code": "code",
+        "controls.deep": "deep",
+    }
+    cast = tmp_path / "cast.toml"
+    cast.write_text("\n".join(f"[{role}]\npath = '{name}'" for role, name in roles.items()))
+    given = rollouts_file(tmp_path, ["15,09=95;M:77", "(3*4)-2 is 10", "stop", "no no", "12=12"])
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
+    packages = sysconfig.get_path("purelib")
+    found = reported(python, "vllm_cast_report.py", cast, given, tmp_path / "prompts.jsonl", 60, packages)
+    here = mopd_diag.attribute(cast, rollouts=given, top_k=60, warn=lambda _: None)
+    assert found["labels"] == here.answers["label"].tolist()
+    gaps = {
+        c: np.abs(np.array(found["tokens"][c]) - here.tokens[c]).max() for c in here.tokens if c.startswith("logp_")
+    }
+    print("largest gap to torch, nats:", gaps)
+    assert len(gaps) == 5 and max(gaps.values()) < AGREE
+    whole = mopd_diag.attribute(cast, rollouts=given, warn=lambda _: None)
+    for column in (c for c in whole.tokens if c.startswith("kl_")):
+        assert (np.array(found["tokens"][column]) <= whole.tokens[column] + 1e-4).all()
+    assert "scored by vLLM" in found["notes"][0] and "in float32" in found["notes"][0]
+    one, again, other = found["drawn"]
+    assert one == again != other and all(len(a) for a in one)
+    assert found["drawn_labels"][0]["teacher:math"] > 0.8
 
 
 @pytest.fixture(scope="module")

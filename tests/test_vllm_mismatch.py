@@ -14,7 +14,7 @@ from mopd_diag.errors import BadInput
 from mopd_diag.estimators.importance import importance_weights
 from mopd_diag.prompts import Prompt
 from mopd_diag.study.check import check_cast, check_target
-from mopd_diag.study.vllm_cast import mismatch_finding
+from mopd_diag.study.vllm_cast import mismatch_finding, room_for
 
 ANSWER = np.repeat(np.arange(40), 10)
 
@@ -24,7 +24,9 @@ def test_the_verdict_follows_the_gap(noise: float, verdict: str) -> None:
     rng = np.random.default_rng(0)
     sampler = -rng.exponential(1, 400)
     trainer = sampler + noise * rng.standard_normal(400)
-    found = mismatch_finding(trainer, sampler, ANSWER, 0)
+    found = mismatch_finding(trainer, sampler, ANSWER, 0, sampler="vLLM 0.32.0 in bfloat16")
+    assert found.evidence["note"].startswith("mean gap of vLLM 0.32.0 in bfloat16 and the trainer")
+    assert found.evidence["sampler"] == "vLLM 0.32.0 in bfloat16"
     plain = importance_weights(trainer, sampler)
     assert found.verdict == verdict and found.estimate is not None
     assert (found.severity == "warning") == (verdict == "differs")
@@ -44,6 +46,17 @@ def test_one_answer_says_nothing() -> None:
 def test_numbers_that_cannot_be_used_are_one_line(trainer: list[float]) -> None:
     with pytest.raises(BadInput, match="sampled tokens"):
         mismatch_finding(np.array(trainer), np.full(len(trainer), -1.0), np.zeros(len(trainer), int), 0)
+
+
+def test_answers_end_with_the_context_and_a_prompt_that_fills_it_is_refused() -> None:
+    prompts = [Prompt(id=n, prompt=n) for n in ("short", "long", "full")]
+    ids = [[5] * n for n in (3, 126, 127)]
+    assert room_for(prompts[:2], ids[:2], 128, 20) == [20, 1]
+    assert room_for(prompts, ids, None, 20) == [20] * 3
+    with pytest.raises(
+        BadInput, match="prompt 'full' has 127 tokens, .* the student's context of 128; leave the prompt out"
+    ):
+        room_for(prompts, ids, 128, 20)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
         "inner_end": any(1 in a[:-1] for a in drawn.responses()),
         "scored": scored(engine, one, drawn),
         "in_answers": scored(engine, one, pack([[5, 6]] * 4, [long] * 4, 0)),
-        "hits": [o.num_cached_tokens for o in engine._read([[5, 6, *long]] * 2, 1, cached=True)],
+        "hits": [o.num_cached_tokens for o in engine._read([[5, 6, *long]] * 2, 1, "hits", cached=True)],
         "few": scored(engine, one, pack([[5, 6, 7], [8, 9], [10]], answers, 0)),
         "cooler": sampled(engine, one, prompts[:8], 0.5),
         "mean": weights.mean,
@@ -73,10 +73,26 @@ def main(folder: Path) -> None:
         "k": refused(engine.score, drawn, 50),
         "long": refused(engine.score, pack([[5] * 200], [[6] * 56], 0)),
     }
+    # The same answers to one long prompt before and after: nothing of the old weights may be read from the cache.
+    same = pack([long] * 4, [[20, 21, 22, 1]] * 4, 0)
+    greedy = {**ask, "temperature": 0.0, "max_new_tokens": 8}
+    old, old_drawn = engine.score(same, k=5).logp_TK[:, 0], engine.sample([long] * 4, **greedy).responses()
     engine.reload(folder / "two")
+    new, new_drawn = engine.score(same, k=5).logp_TK[:, 0], engine.sample([long] * 4, **greedy).responses()
     report["reloaded"] = scored(engine, two, drawn)
     report["reloaded_sampled"] = sampled(engine, two, prompts, 1.0)
     report["wrong"] = engine.mismatch(drawn, two).effective
+    engine.close()
+    fresh = VLLMEngine(folder / "two", dtype="float32", eager=True, context=256)
+    report["moved"] = float(abs(new - old).max())
+    report["stale"] = float(abs(new - fresh.score(same, k=5).logp_TK[:, 0]).max())
+    report["stale_sampled"] = new_drawn != fresh.sample([long] * 4, **greedy).responses()
+    report["moved_sampled"] = new_drawn != old_drawn
+    fresh.close()
+    report["closed"] = fresh.llm is None and engine.llm is None
+    report["refused"] = refused(lambda: VLLMEngine(folder / "two", context=100_000))
+    report["torn"] = [refused(fresh.reload, folder / "torn"), refused(lambda: VLLMEngine(folder / "torn", context=100))]
+    report["none"] = refused(lambda: VLLMEngine(folder / "none", context=100))
     print("REPORT " + json.dumps(report))
 
 

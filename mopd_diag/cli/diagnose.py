@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from mopd_diag.cli.shared import Json, Run, app, emit, stderr, stdout
+from mopd_diag.cli.shared import Device, Json, Run, app, emit, stderr, stdout
 from mopd_diag.errors import BadInput
 
 
@@ -43,6 +44,21 @@ def attribute(
             "--top-k", metavar="K", min=1, help="Compare K tokens and a tail bucket, as served teachers give."
         ),
     ] = None,
+    engine: Annotated[
+        Literal["torch", "vllm"],
+        typer.Option(
+            "--engine", help="vllm: sample and score in vLLM, over K tokens of each model; for large models and GPUs."
+        ),
+    ] = "torch",
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vllm",
+            metavar="NAME=VALUE",
+            help="An option of vllm.LLM, such as tensor_parallel_size=2; may be repeated.",
+        ),
+    ] = None,
+    device: Device = "auto",
     json_: Json = False,
 ) -> None:
     """Attribute a student's behaviour to base and teachers, for any checkpoints.
@@ -67,6 +83,9 @@ def attribute(
             temperature=temperature,
             seed=seed,
             top_k=top_k,
+            engine=engine,
+            vllm=_options(vllm or []),
+            device=device,
             told=status.update,
             warn=lambda text: console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True),
         )
@@ -79,6 +98,20 @@ def attribute(
 
     stdout().print(attribution_table(document))
     console.print(f"traces and answers in {out}")
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` lines as a table; a value that is no TOML is text, because a shell takes the quotes off."""
+    found: dict[str, Any] = {}
+    for line in given:
+        name, equals, value = line.partition("=")
+        if not (equals and value and name.isidentifier()):
+            raise BadInput(f"--vllm {line}: expected NAME=VALUE, such as tensor_parallel_size=2 or quantization=fp8")
+        try:
+            found[name] = tomllib.loads(f"value={value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name] = value
+    return found
 
 
 @app.command(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mopd_diag.cli.shared import Json, Run, app, emit, stderr, stdout
+from mopd_diag.cli.shared import Json, RayAddress, Run, Scheduler, app, emit, ray_scheduler, stderr, stdout
 from mopd_diag.errors import BadInput
 
 
@@ -29,6 +29,8 @@ def caps(
         int | None,
         typer.Option("--workers", min=1, help="Processes, as in `run`; a probe needs one.", show_default=False),
     ] = None,
+    scheduler: Scheduler = "local",
+    ray_address: RayAddress = None,
     json_: Json = False,
 ) -> None:
     """What did the teachers cap? Recovery of each domain's headroom, with intervals and verdicts."""
@@ -38,9 +40,12 @@ def caps(
     if probe:
         from mopd_diag.study.probe import probe as train_probe
 
-        train_probe(directory, steps=steps, seed=seed, workers=workers, console=stderr())
+        ray = ray_scheduler(scheduler, ray_address)(directory)
+        train_probe(directory, steps=steps, seed=seed, workers=workers, console=stderr(), ray=ray)
     else:
-        for name, value in (("steps", steps), ("seed", seed), ("workers", workers)):
+        given = {"steps": steps, "seed": seed, "workers": workers, "ray-address": ray_address}
+        given["scheduler"] = None if scheduler == "local" else scheduler
+        for name, value in given.items():
             if value is not None:
                 raise BadInput(
                     f"--{name} {value} is about the probe, which was not asked for; add --probe or leave it out"

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mopd_diag.errors import BadInput
+
 app = typer.Typer(
     name="mopd-diag",
     help="Evaluate and diagnose multi-teacher on-policy distillation: which teacher taught what, what did the teachers cap, "
@@ -20,12 +22,41 @@ app = typer.Typer(
 
 BudgetName = Literal["smoke", "small", "full"]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else there.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto is a GPU where there is one; or cpu, cuda, cuda:N.")
+]
+Scheduler = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--scheduler", help="Who runs the jobs: processes of this machine, or Ray (docs/scale.md)."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDR",
+        help="A Ray cluster, HOST:PORT or auto; default one on this machine for this run.",
+        show_default=False,
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.", show_default=False)]
 
 
 def emit(document: Any) -> None:
     """One JSON document on standard output; what is not a finite number is null."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def ray_scheduler(scheduler: str, address: str | None) -> Any:
+    """A function from the directory that jobs work in to the RayScheduler that was asked for, or to None."""
+    if scheduler == "local" and address is not None:
+        raise BadInput(f"--ray-address {address} without --scheduler ray; add it, or leave the address out")
+
+    def of(folder: Path) -> Any:
+        from mopd_diag.runs.ray_scheduler import RayScheduler
+
+        return RayScheduler(folder, address) if scheduler == "ray" else None
+
+    return of
 
 
 def stderr() -> Any:

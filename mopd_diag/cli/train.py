@@ -7,8 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from mopd_diag.cli.shared import BudgetName, Json, app, emit, stderr, stdout
-from mopd_diag.errors import BadInput
+from mopd_diag.cli.shared import (
+    BudgetName,
+    Device,
+    Json,
+    RayAddress,
+    Scheduler,
+    app,
+    emit,
+    ray_scheduler,
+    stderr,
+    stdout,
+)
 
 
 @app.command(epilog="Example: mopd-diag plans --json")
@@ -62,19 +72,8 @@ def run(
             help="Checkpoint to start from: a Hugging Face directory, a GGUF file, or package:NAME. Default the plan's.",
         ),
     ] = None,
-    scheduler: Annotated[
-        Literal["local", "ray"],
-        typer.Option("--scheduler", help="Who runs the jobs: processes of this machine, or Ray (docs/scale.md)."),
-    ] = "local",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            "--ray-address",
-            metavar="ADDR",
-            help="A Ray cluster, HOST:PORT or auto; default one on this machine for this run.",
-            show_default=False,
-        ),
-    ] = None,
+    scheduler: Scheduler = "local",
+    ray_address: RayAddress = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes side by side; default one a core.")
     ] = None,
@@ -91,17 +90,16 @@ def run(
 ) -> None:
     """Train, evaluate and diagnose a plan, or a study of several recipes and seeds. Repeating the command goes on where it stopped."""
     from mopd_diag.runs.metrics import tracker_names
-    from mopd_diag.runs.ray_scheduler import RayScheduler
     from mopd_diag.study.resolve import find_plan
     from mopd_diag.study.studies import find_study, run_studies
 
-    if scheduler == "local" and ray_address is not None:
-        raise BadInput(f"--ray-address {ray_address} without --scheduler ray; add it, or leave the address out")
+    ray_for = ray_scheduler(scheduler, ray_address)
     trackers = tracker_names(metrics)
     if (several := find_study(plan, seeds=seed or (), budget=budget, world=world, model=model)) is not None:
         folder = out or Path("runs") / f"{several.study.name}-{several.study.budget}"
-        ray = RayScheduler(folder, ray_address) if scheduler == "ray" else None
-        results = run_studies(several, folder, workers=workers, console=stderr(), ray=ray, trackers=trackers)
+        results = run_studies(
+            several, folder, workers=workers, console=stderr(), ray=ray_for(folder), trackers=trackers
+        )
         if json_:
             emit(results)
         else:
@@ -113,8 +111,7 @@ def run(
     folder = out or Path("runs") / f"{study.plan.name}-{study.plan.budget}-s{study.plan.seed}"
     from mopd_diag.study.run import run_study
 
-    ray = RayScheduler(folder, ray_address) if scheduler == "ray" else None
-    directory = run_study(study, folder, workers=workers, console=stderr(), ray=ray, trackers=trackers)
+    directory = run_study(study, folder, workers=workers, console=stderr(), ray=ray_for(folder), trackers=trackers)
     if json_:
         from mopd_diag.diagnostics.study import run_document
 
@@ -145,6 +142,7 @@ def check(
             "--engine", help="vllm: measure too how far its sampling of a cast's student is from the trainer."
         ),
     ] = "torch",
+    device: Device = "auto",
     json_: Json = False,
 ) -> None:
     """Pre-flight: config, tokenizers, initial KL of each teacher, token and gradient share per domain.
@@ -153,7 +151,7 @@ def check(
     """
     from mopd_diag.study.check import check_target
 
-    found = check_target(target, prompts, seed, world=world, model=model, engine=engine)
+    found = check_target(target, prompts, seed, world=world, model=model, engine=engine, device=device)
     if json_:
         emit({"findings": [f.to_dict() for f in found]})
     else:

@@ -20,6 +20,9 @@ from mopd_diag.models.linear import ENOUGH, QUANTUM, linear
 WORKSPACE = 1 << 20
 """Logits held at once, of all members together; there are two such buffers, of 4 MiB each: larger does not run faster."""
 
+WORKSPACE_ELSEWHERE = 1 << 26
+"""The same off the CPU, where a slice costs some thirty launches however narrow it is. Not tuned yet: no GPU has run this."""
+
 NARROW = 64
 """Columns below which a slice costs more in calls than in work."""
 
@@ -35,11 +38,11 @@ def reduce_vocabulary(
     others, base. Equal models give exact zeros. NaN and infinities stay in the rows of the member that gave them, unless
     it is the base or the subject, which weight all the others.
     """
-    tokens, members, vocabulary = len(targets_T), len(hidden_JTD), head_JVD[0].shape[0]
-    logp_TJ, kl_TJ = (torch.empty(tokens, members) for _ in range(2))
-    gram_TJJ = torch.empty(tokens, members, members)
-    rows, columns = chunk_shape(tokens, members, vocabulary)
-    buffers = torch.empty(2, _padded(members) * rows * columns)
+    tokens, members, vocabulary, device = len(targets_T), len(hidden_JTD), head_JVD[0].shape[0], targets_T.device
+    logp_TJ, kl_TJ = (torch.empty(tokens, members, device=device) for _ in range(2))
+    gram_TJJ = torch.empty(tokens, members, members, device=device)
+    rows, columns = chunk_shape(tokens, members, vocabulary, None if device.type == "cpu" else WORKSPACE_ELSEWHERE)
+    buffers = torch.empty(2, _padded(members) * rows * columns, device=device)
     for start in range(0, tokens, rows):
         part = slice(start, min(start + rows, tokens))
         chunk = _Chunk(targets_T[part], members, buffers)
@@ -55,9 +58,9 @@ def _padded(members: int) -> int:
     return members if members <= 4 else math.ceil(members / 8) * 8
 
 
-def chunk_shape(tokens: int, members: int, vocabulary: int) -> tuple[int, int]:
+def chunk_shape(tokens: int, members: int, vocabulary: int, workspace: int | None = None) -> tuple[int, int]:
     """Tokens and columns of the vocabulary of one chunk: tokens enough for a fast product first, then what fits."""
-    room = WORKSPACE // _padded(members)
+    room = (workspace or WORKSPACE) // _padded(members)
     fit = max(1, room // vocabulary)
     parts = max(1, min(math.ceil(tokens / fit), tokens // ENOUGH))
     rows = max(1, math.ceil(tokens / parts / QUANTUM)) * QUANTUM
@@ -69,12 +72,12 @@ class _Chunk:
     """Running results for t tokens: log-normalisers, and means and covariances under the base and under the subject."""
 
     def __init__(self, targets_t: Tensor, members: int, buffers: Tensor) -> None:
-        t = len(targets_t)
+        t, device = len(targets_t), targets_t.device
         self.targets_t, self.members, self.buffers = targets_t, members, buffers
-        self.picked_Jt = torch.empty(members, t)
-        self.lse_Jt = torch.full((members, t), -torch.inf, dtype=torch.float64)
-        self.mean_tPJ = torch.zeros(t, 2, members, dtype=torch.float64)
-        self.cov_tPJJ = torch.zeros(t, 2, members, members)
+        self.picked_Jt = torch.empty(members, t, device=device)
+        self.lse_Jt = torch.full((members, t), -torch.inf, dtype=torch.float64, device=device)
+        self.mean_tPJ = torch.zeros(t, 2, members, dtype=torch.float64, device=device)
+        self.cov_tPJJ = torch.zeros(t, 2, members, members, device=device)
 
     def add(self, v: slice, logits: Iterator[Tensor]) -> None:
         """Take in the logits [t, v] of every member on one slice of the vocabulary."""
@@ -123,7 +126,7 @@ class _Chunk:
         under_subject_tJ = self.mean_tPJ[:, 1].clone()
         under_subject_tJ[:, 0] = 0  # rows are log-ratios to the base, but for the base's own
         shift_tJ = under_subject_tJ - (self.lse_Jt - self.lse_Jt[0]).t()
-        half = torch.full((len(shift_tJ),), 0.5, dtype=torch.float64)
+        half = torch.full((len(shift_tJ),), 0.5, dtype=torch.float64, device=shift_tJ.device)
         (mean_a, mean_b), (cov_a, cov_b) = self.mean_tPJ.unbind(1), self.cov_tPJJ.unbind(1)
         _, gram_tJJ = _merge(mean_a, cov_a, mean_b, cov_b, half)
         return (self.picked_Jt - self.lse_Jt).t(), shift_tJ[:, 1:2] - shift_tJ, gram_tJJ.roll((-1, -1), (1, 2))

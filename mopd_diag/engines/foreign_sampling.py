@@ -33,9 +33,11 @@ def sample_foreign(
         raise ValueError("every prompt needs at least one token")
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     answers: list[list[int]] = [[]] * len(prompts)
-    with torch.random.fork_rng(devices=[]):  # the loop draws from the global source, which is put back afterwards
+    device = model.device
+    # The loop draws from the device's global source, which is put back afterwards.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if generator is not None:
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator, device=generator.device)))
         # One limit at a time: a longer one would run a long prompt over the end of its positions.
         for limit in sorted(set(limits)):
             rows = [r for r, each in enumerate(limits) if each == limit]
@@ -50,8 +52,8 @@ def _generate(
     model: ForeignModel, prompts: Sequence[Sequence[int]], eos_id: int, pad_id: int, limit: int, temperature: float
 ) -> list[list[int]]:
     width = max(len(p) for p in prompts)
-    left = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    left = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     plain = GenerationConfig(max_new_tokens=limit, eos_token_id=eos_id, pad_token_id=pad_id, do_sample=temperature > 0)
     if temperature > 0:
         plain.update(temperature=temperature, top_k=0, top_p=1.0)

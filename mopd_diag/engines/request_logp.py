@@ -11,11 +11,11 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mopd_diag.engines.head import chunks
 from mopd_diag.engines.rollouts import by_size
 from mopd_diag.engines.scoring import BATCH_TOKENS
+from mopd_diag.models.linear import linear
 from mopd_diag.models.loading import Model
 
 
@@ -58,7 +58,7 @@ def _read(
     model: Model, batch: Sequence[tuple[int, ...]], numbers: Sequence[Sequence[int]], pairs: Sequence[Pair]
 ) -> Iterator[tuple[int, tuple[float, bool]]]:
     """The requests of one batch, each with its answer."""
-    device = model.head_VD.device
+    device = model.device
     width = len(batch[-1])
     longest = [max(len(pairs[q].continuation) for q in asked) for asked in numbers]
     starts = torch.tensor([len(i) - n for i, n in zip(batch, longest, strict=True)])
@@ -84,7 +84,7 @@ def _picked(hidden_MD: Tensor, head_VD: Tensor, at_Q: Tensor, target_Q: Tensor) 
     for part in chunks(len(hidden_MD), head_VD.shape[0]):
         mine = ((at_Q >= part.start) & (at_Q < part.stop)).nonzero().squeeze(-1)
         row, target = at_Q[mine] - part.start, target_Q[mine]
-        logits_mV = F.linear(hidden_MD[part], head_VD).float()
+        logits_mV = linear(hidden_MD[part], head_VD).float()
         logp_Q[mine.cpu()] = torch.log_softmax(logits_mV, -1)[row, target].double().cpu()
         greedy_Q[mine.cpu()] = (logits_mV.argmax(-1)[row] == target).cpu()
     return logp_Q, greedy_Q

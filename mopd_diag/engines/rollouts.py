@@ -14,7 +14,7 @@ from mopd_diag.models.linear import QUANTUM
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """N answers, right-padded. Token ids `ids_NL` hold prompt, then answer.
+    """N answers, right-padded, on the CPU whatever sampled them. Token ids `ids_NL` hold prompt, then answer.
 
     `own_NL` marks the tokens the model chose itself (its end-of-sequence included): prompt, padding and the world's
     replies are False. `logp_NL` is log μ(token) in nats under the sampling distribution (temperature applied), 0 where

@@ -43,13 +43,13 @@ def sample(
     turn_id: int | Sequence[int] | None = None,
     reply: Reply | None = None,
 ) -> Rollouts:
-    """Sample `n` answers to each prompt; rows of one prompt stand together in the result.
+    """Sample `n` answers to each prompt on the model's device; rows of one prompt stand together in the result, on the CPU.
 
     Args:
         max_new_tokens: upper bound on an answer's tokens (end-of-sequence and the world's replies included), one for all
             or one a prompt.
         temperature: 0 is greedy (log-probabilities are then those at temperature 1); otherwise logits are divided by it.
-        generator: the source of randomness; required unless greedy.
+        generator: the source of randomness, of any device; required unless greedy. One of the CPU draws alike for all devices.
         turn_id, reply: when a row samples `turn_id` (or one of several), `reply(row, answer so far)` may give tokens that are
             appended unchosen.
 
@@ -180,7 +180,8 @@ def _choose(logits_BV: Tensor, temperature: float, generator: torch.Generator | 
     p_BV = torch.softmax(logits_BV if temperature == 1 else logits_BV / temperature, -1)
     # Float64 keeps the far tail in reach: an fp32 sum loses what is below 6e-8 of the total.
     mass_BV = p_BV.cumsum(-1, dtype=torch.float64)
-    draw = torch.rand(len(mass_BV), 1, dtype=torch.float64, generator=generator, device=mass_BV.device)
+    where = mass_BV.device if generator is None else generator.device
+    draw = torch.rand(len(mass_BV), 1, dtype=torch.float64, generator=generator, device=where).to(mass_BV.device)
     chosen = torch.searchsorted(mass_BV, draw.mul_(mass_BV[:, -1:]), right=True).clamp_(max=mass_BV.shape[1] - 1)
     return chosen.squeeze(1), p_BV.gather(1, chosen).log_().squeeze(1)
 
@@ -228,4 +229,5 @@ def _right_padded(drawn: _Drawn, pad_id: int) -> Rollouts:
     ids = shift(left, drawn.tokens_NS).masked_fill_(~inside, pad_id)
     own = ~shift(torch.zeros_like(left, dtype=torch.bool), drawn.forced_NS) & answer
     logp = shift(torch.zeros(left.shape, device=left.device), drawn.logp_NS).masked_fill_(~answer, 0.0)
-    return Rollouts(ids, prompt_N, length_N, own, logp, drawn.finished_N.clone())
+    # What reads answers asks for single numbers, which a GPU gives one slow transfer each.
+    return Rollouts(*(t.cpu() for t in (ids, prompt_N, length_N, own, logp, drawn.finished_N.clone())))

@@ -10,7 +10,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ TOP_K = 20
 SAME = 0.1
 """Mean nats a token by which a cached answer may differ when asked again: batching moves bf16 log-probabilities by less."""
 Told = Callable[[str], None]
+T = TypeVar("T")
 
 
 def described(client: Client, cache: Cache, say: Told) -> Described:
@@ -68,22 +69,20 @@ def score_served(
     if found and missing:
         first = next(iter(found))
         _check_same(at.name, found[first], asking(first), cache)
-    for done, (key, answer) in enumerate(_at_once(missing, asking, client), 1):
+    for done, (key, answer) in enumerate(at_once(missing, asking, client), 1):
         cache.put(key, answer)
         found[key] = answer
         told(f"{at.name}: {done} of {len(missing)} answers")
     return TopTokens.join([found[key] for key in keys if key], k)
 
 
-def _at_once(
-    keys: Sequence[str], asking: Callable[[str], TopTokens], client: Client
-) -> Iterator[tuple[str, TopTokens]]:  # fmt: skip
+def at_once(keys: Sequence[str], asking: Callable[[str], T], client: Client) -> Iterator[tuple[str, T]]:
     """Answers as they come, a bounded number under way. After a failure what is under way is still handed out, then it is raised.
 
     Threads of our own: those of `concurrent.futures` keep the process from ending, after Ctrl-C too, until a slow server has answered.
     """
     waiting, lock, stop = iter(keys), threading.Lock(), threading.Event()
-    done: queue.SimpleQueue[tuple[str, TopTokens | Exception] | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[str, T | Exception] | None] = queue.SimpleQueue()
 
     def work() -> None:
         while not stop.is_set():
@@ -170,7 +169,7 @@ def _check_vocabulary(name: str, entries: Sequence[dict[str, Any]], tokenizer: T
     """Raise BadInput when an id is another token's for the server, as far as it says what its tokens are."""
     said = {int(token): each.get("decoded_token") for entry in entries for token, each in entry.items()}
     beyond = [i for i in said if not 0 <= i < tokenizer.vocab_size and isinstance(said[i], str) and said[i]]
-    other = [i for i, text in said.items() if 0 <= i < tokenizer.vocab_size and not _alike(text, tokenizer.token(i))]
+    other = [i for i, text in said.items() if 0 <= i < tokenizer.vocab_size and not alike(text, tokenizer.token(i))]
     if beyond:
         raise BadInput(
             f"{name}: its server knows a token {beyond[0]}, the student's tokenizer has {tokenizer.vocab_size}; "
@@ -184,7 +183,7 @@ def _check_vocabulary(name: str, entries: Sequence[dict[str, Any]], tokenizer: T
         )
 
 
-def _alike(theirs: Any, ours: str) -> bool:
+def alike(theirs: Any, ours: str) -> bool:
     """Whether two spellings can be one token. Servers spell blanks and parts of characters in ways of their own."""
     if not isinstance(theirs, str) or "\ufffd" in theirs + ours or theirs.startswith("<0x"):
         return True

@@ -40,7 +40,9 @@ class Cache:
             self._db.execute("CREATE TABLE IF NOT EXISTS answer (key TEXT PRIMARY KEY, tokens INTEGER, body BLOB)")
             self._db.execute("CREATE TABLE IF NOT EXISTS server (key TEXT PRIMARY KEY, root TEXT, context INTEGER)")
         except sqlite3.DatabaseError as error:
-            raise BadInput(f"{path} cannot be used as cache ({error}); delete it, or set {VARIABLE} elsewhere") from None
+            raise BadInput(
+                f"{path} cannot be used as cache ({error}); delete it, or set {VARIABLE} elsewhere"
+            ) from None
 
     def __enter__(self) -> Cache:
         return self

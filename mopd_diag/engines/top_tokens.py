@@ -48,6 +48,11 @@ class TopTokens:
     def take(self, rows: np.ndarray) -> TopTokens:
         return TopTokens(self.ids_TK[rows], self.logp_TK[rows])
 
+    def finite(self, rows_T: np.ndarray) -> bool:
+        """Whether all numbers of the chosen rows can be used: no NaN, no +inf, and the written token has one."""
+        logp_TK = self.logp_TK[rows_T]
+        return bool((np.isfinite(logp_TK) | (self.ids_TK[rows_T] == UNUSED)).all())
+
     def at(self, ids_TC: np.ndarray) -> np.ndarray:
         """Log-probabilities of the given tokens, [T, C]; NaN where this model did not give one."""
         stride = 1 + max(int(self.ids_TK.max(initial=0)), int(ids_TC.max(initial=0)))

@@ -1,4 +1,4 @@
-"""Evidence from a few tokens of each distribution and a tail bucket: what remains of it when a teacher is served, not loaded.
+"""Evidence from a few tokens of each distribution and a tail bucket: what remains of it when members are served, or scored by vLLM.
 
 Axis letters: T answer tokens of a batch, M members, J vectors (see `Evidence`), V vocabulary, C chosen tokens, B = C + 1 buckets.
 """
@@ -27,6 +27,9 @@ LEAST = float(np.log(np.finfo(float).tiny))
 
 RESOLVED = float(np.log(1e-6))
 """Log of the least tail that one minus a sum of single-precision probabilities can tell from nothing."""
+
+CHUNK_ROWS = 1 << 14
+"""Tokens whose buckets of all members exist at a time."""
 
 
 @torch.inference_mode()
@@ -61,18 +64,21 @@ def score_topk(
     logp_TM, kl_TM = (np.empty((total, len(order))) for _ in range(2))
     vectors = len(set(order) - {subject, base}) + 2
     gram_TJJ = np.empty((total, vectors, vectors))
-    flops = 0
+    flops, device = 0, models[base].device
     for some in by_size(sorted(range(len(rollouts)), key=lengths.__getitem__), lengths, BATCH_TOKENS):
         index, width = torch.tensor(some), lengths[some[-1]]
-        ids_NL, where = rollouts.ids_NL[index, : width - 1], answer_NL[index, 1:width]
-        at, targets_T = where.flatten().nonzero().squeeze(-1), rollouts.ids_NL[index, 1:width][where]
+        ids_NL, where = rollouts.ids_NL[index, : width - 1].to(device), answer_NL[index, 1:width]
+        at, targets_T = (
+            where.flatten().nonzero().squeeze(-1).to(device),
+            rollouts.ids_NL[index, 1:width][where].to(device),
+        )
         into = (first_N[index, None] + where.cumsum(1) - 1)[where].numpy()
         chosen_TC = None if known_TC is None else known_TC[into]
         with MODEL_TIME:
             hidden = {name: models[name].hidden_at(ids_NL, at) for name in local}
             picked_TM, bucket_TMB = _reduced(hidden, models, local, targets_T, k, chosen_TC)
-        picked = dict(zip(local, picked_TM.numpy().T, strict=True))
-        bucket = dict(zip(local, bucket_TMB.double().numpy().swapaxes(0, 1), strict=True))
+        picked = dict(zip(local, picked_TM.cpu().numpy().T, strict=True))
+        bucket = dict(zip(local, bucket_TMB.cpu().double().numpy().swapaxes(0, 1), strict=True))
         if chosen_TC is not None:
             for name, given in served.items():
                 mine = given.take(into)
@@ -91,6 +97,45 @@ def score_topk(
     return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), left_out, total * len(order), flops)
 
 
+def score_given(
+    rollouts: Rollouts, given: Mapping[str, TopTokens], subject: str, teachers: Sequence[str], *, base: str = "base"
+) -> Scored:
+    """As `score_topk(served=given)` where every member was scored elsewhere, subject and base too (`given`: all answer tokens in order).
+
+    A member with NaN or infinite log-probabilities on the subject's own tokens is left out before the others are reduced to what all of
+    them gave; raises BadInput when it is subject or base. The cost in FLOPs is not known here, and 0.
+    """
+    order = list(dict.fromkeys((subject, base, *teachers, *given)))
+    column = torch.arange(rollouts.ids_NL.shape[1])
+    answer_NL = (column >= rollouts.prompt_N[:, None]) & (column < rollouts.length_N[:, None])
+    counts_N, own_T = answer_NL.sum(1), rollouts.own_NL[answer_NL].numpy()
+    whole = [n for n in order if given[n].finite(own_T)]
+    total = int(counts_N.sum())
+    vectors = len(set(order) - {subject, base}) + 2
+    logp_TM, kl_TM = (np.full((total, len(order)), np.nan) for _ in range(2))
+    gram_TJJ = np.full((total, vectors, vectors), np.nan)
+    for start in range(0, total if whole else 0, CHUNK_ROWS):
+        rows = np.arange(start, min(start + CHUNK_ROWS, total))
+        mine = {n: given[n].take(rows) for n in order}
+        chosen_TC = shared([mine[n] for n in whole])
+        buckets = [
+            _served_buckets(mine[n], chosen_TC) if n in whole else np.full((len(rows), chosen_TC.shape[1] + 1), np.nan)
+            for n in order
+        ]
+        for each in buckets:
+            each[:, -1].clip(min=RESOLVED, out=each[:, -1])
+        logp_TM[rows] = np.stack(
+            [mine[n].logp_TK[:, 0] if n in whole else np.full(len(rows), np.nan) for n in order], 1
+        )
+        kl_TM[rows], gram_TJJ[rows] = _geometry(np.stack(buckets, 1), order, base)
+    evidence, left_out = Evidence.of_finite(
+        members=tuple(order), base=base, teachers=tuple(teachers), logp_TM=logp_TM, kl_TM=kl_TM, gram_TJJ=gram_TJJ,
+        answer_T=np.repeat(np.arange(len(rollouts)), counts_N.numpy()),
+        position_T=np.concatenate([np.arange(n) for n in counts_N.tolist()] or [np.arange(0)]), own_T=own_T, full_vocabulary=False,
+    )  # fmt: skip
+    return Scored(evidence, rollouts.ids_NL[answer_NL].numpy(), left_out, total * len(order), 0)
+
+
 def _reduced(
     hidden: Mapping[str, Tensor], models: Mapping[str, Any], order: Sequence[str], targets_T: Tensor, k: int,
     chosen_TC: np.ndarray | None,
@@ -100,11 +145,11 @@ def _reduced(
     Without a choice, the subject's k likeliest. Unused places of a choice hold `LEAST`.
     """
     size = max(1, CHUNK_ELEMENTS // models[order[0]].config.vocab_size)
-    choice_TC = None if chosen_TC is None else torch.from_numpy(chosen_TC)
+    choice_TC = None if chosen_TC is None else torch.from_numpy(chosen_TC).to(targets_T.device)
     picked, buckets = [], []
     for start in range(0, len(targets_T), size):
         part = slice(start, start + size)
-        top_tc = torch.zeros(0, dtype=torch.long)
+        top_tc = targets_T[:0]
         unused_tc = None
         if choice_TC is not None:
             unused_tc = choice_TC[part] == UNUSED

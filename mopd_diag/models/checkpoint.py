@@ -26,7 +26,7 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def to_hf(model: Decoder) -> dict[str, Tensor]:
-    """The model's weights under Hugging Face's names and in its rotary layout."""
+    """The model's weights under Hugging Face's names and in its rotary layout, on the CPU."""
     c = model.config
     q_rows, k_rows = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     state = {"model.embed_tokens.weight": model.embed, "model.norm.weight": model.norm}
@@ -50,7 +50,7 @@ def to_hf(model: Decoder) -> dict[str, Tensor]:
         if c.qk_norm:
             state[at + "self_attn.q_norm.weight"] = half_split(layer.norm_q, c.head_dim)
             state[at + "self_attn.k_norm.weight"] = half_split(layer.norm_k, c.head_dim)
-    return {name: t.detach().contiguous().clone() for name, t in state.items()}
+    return {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
 
 
 def from_hf(config: DecoderConfig, state: dict[str, Tensor]) -> Decoder:
@@ -216,10 +216,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} is not a checkpoint: expected config.json; it may be half-written, save it again"
         )
-    return _read_table(path)
+    return read_table(path)
 
 
-def _read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint. Raises CheckpointError when it is no table."""
     try:
         table = json.loads(path.read_text())
     except ValueError as error:
@@ -234,7 +235,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(_read_table(index).get("weight_map", {}).values()))
+        names = sorted(set(read_table(index).get("weight_map", {}).values()))
     state: dict[str, Tensor] = {}
     for name in names:
         if not (folder / name).is_file():
@@ -247,14 +248,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """Load a Llama or Qwen3 checkpoint into the fast decoder; an adapter on the base that it names.
+def load_decoder(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Decoder:
+    """Load a Llama or Qwen3 checkpoint into the fast decoder on a device; an adapter on the base that it names.
 
     Raises CheckpointError when the folder is missing, half-written, of another architecture, or lacks a weight, or when an adapter's
     base is not here or another one.
     """
     if is_adapter(folder):
-        model = load_decoder(base_folder(folder), dtype)
+        model = load_decoder(base_folder(folder), dtype, device)
         Adapted(model, load_adapter(folder))
         return model
     table = read_config(folder)
@@ -268,7 +269,7 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     if not config.tie_word_embeddings and "lm_head.weight" not in state:
         config = replace(config, tie_word_embeddings=True)
     try:
-        return from_hf(config, state).to(dtype)
+        return from_hf(config, state).to(device, dtype)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder}: weights do not fit config.json ({error}); save the checkpoint again"

@@ -183,6 +183,11 @@ class Decoder(nn.Module):
         return cast(list[Layer], list(self.layers))
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights lie; ids must be there too."""
+        return self.embed.device
+
+    @property
     def head_VD(self) -> Tensor:
         return self.embed if self.head is None else self.head
 

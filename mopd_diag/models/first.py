@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mopd_diag.caches import cache_folder
 from mopd_diag.errors import CheckpointError
@@ -18,6 +19,9 @@ from mopd_diag.models.checkpoint import decoder_config, load_decoder, read_confi
 from mopd_diag.models.decoder import Decoder, DecoderConfig
 from mopd_diag.models.loading import load
 from mopd_diag.models.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE = "package:"
 BLOCK = 1 << 22
@@ -32,8 +36,8 @@ class FirstModel:
     tokenizer: Tokenizer
     hash: str
 
-    def load(self) -> Decoder:
-        return load_decoder(self.folder)
+    def load(self, device: torch.device | str = "cpu") -> Decoder:
+        return load_decoder(self.folder, device=device)
 
 
 def find_first(spec: str) -> FirstModel:

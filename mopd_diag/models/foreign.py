@@ -35,6 +35,10 @@ class ForeignModel:
         self.config = ForeignConfig(self.head_VD.shape[0], sum(p.numel() for p in model.parameters()))
         self._check(source)
 
+    @property
+    def device(self) -> torch.device:
+        return self.head_VD.device
+
     @torch.inference_mode()
     def hidden(self, ids_NL: Tensor) -> Tensor:
         """Last hidden states after the final norm, [N, L, D], of a right-padded batch."""
@@ -46,7 +50,7 @@ class ForeignModel:
 
     def _check(self, source: str) -> None:
         """Refuse models whose logits are softcapped, scaled or biased after the head: they would be scored wrongly."""
-        ids = torch.arange(8)[None] % self.config.vocab_size
+        ids = torch.arange(8, device=self.device)[None] % self.config.vocab_size
         with torch.inference_mode():
             own = torch.log_softmax(self.model(input_ids=ids).logits.float(), -1)
             ours = torch.log_softmax((self.hidden(ids) @ self.head_VD.t()).float(), -1)
@@ -60,13 +64,13 @@ class ForeignModel:
             )
 
 
-def load_foreign(folder: Path, gguf: str | None = None) -> Any:
-    """A model that `transformers` can load, in fp32. Raises CheckpointError with its reason when it cannot."""
+def load_foreign(folder: Path, gguf: str | None = None, device: torch.device | str = "cpu") -> Any:
+    """A model that `transformers` can load, in fp32 on a device. Raises CheckpointError with its reason when it cannot."""
     from transformers import AutoModelForCausalLM
 
     options = {"gguf_file": gguf} if gguf else {}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             local_files_only=True,
@@ -74,6 +78,7 @@ def load_foreign(folder: Path, gguf: str | None = None) -> Any:
             trust_remote_code=False,
             **options,
         )
+        return model.to(device)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

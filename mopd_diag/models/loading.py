@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mopd_diag.errors import CheckpointError
 from mopd_diag.models.checkpoint import base_folder, decoder_config, from_hf, load_decoder, read_config
@@ -12,6 +13,9 @@ from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.foreign import ForeignModel, load_foreign
 from mopd_diag.models.lora import Adapted, Shared, Worn, base_of, is_adapter, load_adapter
 from mopd_diag.models.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 Model = Decoder | ForeignModel | Worn
 
@@ -25,24 +29,28 @@ class Loaded:
     path: Path
 
 
-def load(path: Path, base: Path | None = None) -> Loaded:
-    """Load a checkpoint directory, a GGUF file, or an adapter on the base that it names, or else on `base`.
+def load(path: Path, base: Path | None = None, device: torch.device | str = "cpu") -> Loaded:
+    """Load a checkpoint directory, a GGUF file, or an adapter on the base that it names, or else on `base`; the model on `device`.
 
     Raises CheckpointError with what to do when it cannot be used.
     """
     if path.suffix == ".gguf":
-        return _load_gguf(path)
+        return _load_gguf(path, device)
     if is_adapter(path):
-        return _load_adapter(path, base)
+        return _load_adapter(path, base, device)
     table = read_config(path)
     tokenizer = load_tokenizer(path)
-    model = load_decoder(path) if decoder_config(table) is not None else ForeignModel(load_foreign(path), str(path))
+    model: Model
+    if decoder_config(table) is not None:
+        model = load_decoder(path, device=device)
+    else:
+        model = ForeignModel(load_foreign(path, device=device), str(path))
     _check_vocabulary(model, tokenizer, path)
     return Loaded(model, tokenizer, path)
 
 
-def _load_adapter(path: Path, base: Path | None) -> Loaded:
-    beneath = load(base if base_of(path) is None and base is not None else base_folder(path))
+def _load_adapter(path: Path, base: Path | None, device: torch.device | str) -> Loaded:
+    beneath = load(base if base_of(path) is None and base is not None else base_folder(path), device=device)
     if not isinstance(beneath.model, Decoder):
         raise CheckpointError(
             f"{path}: adapters are read on Llama and Qwen3 only; merge it into its base (peft: merge_and_unload)"
@@ -52,8 +60,9 @@ def _load_adapter(path: Path, base: Path | None) -> Loaded:
 
 
 def adapters_on_one_base(
-    paths: Mapping[str, Path], base: Path | None = None, told: Callable[[str], None] = lambda _: None
-) -> dict[str, Loaded]:
+    paths: Mapping[str, Path], base: Path | None = None, told: Callable[[str], None] = lambda _: None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Loaded]:  # fmt: skip
     """Of these members, those that are adapters on a base that another one has too: the base is loaded once for all of them.
 
     `base`: where an adapter belongs whose own base is not here. Raises CheckpointError as `load` does.
@@ -67,7 +76,7 @@ def adapters_on_one_base(
         if len(names) < 2:
             continue
         told(f"loading {home.name} for {len(names)} adapters")
-        beneath = load(home)
+        beneath = load(home, device=device)
         if isinstance(beneath.model, Decoder):
             shared = Shared(beneath.model, {n: load_adapter(paths[n]) for n in names})
             found |= {n: Loaded(shared[n], _tokenizer(paths[n], beneath.tokenizer), paths[n]) for n in names}
@@ -79,12 +88,12 @@ def _tokenizer(path: Path, otherwise: Tokenizer) -> Tokenizer:
     return load_tokenizer(path) if (path / "tokenizer.json").is_file() else otherwise
 
 
-def _load_gguf(path: Path) -> Loaded:
+def _load_gguf(path: Path, device: torch.device | str) -> Loaded:
     if not path.is_file():
         raise CheckpointError(f"no file {path}: expected a GGUF model; check the path")
     from transformers import AutoTokenizer
 
-    hf = load_foreign(path.parent, path.name)
+    hf = load_foreign(path.parent, path.name, device)
     fast = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     eos = fast.eos_token_id
     if eos is None:
@@ -93,7 +102,7 @@ def _load_gguf(path: Path) -> Loaded:
     template = fast.chat_template if isinstance(fast.chat_template, str) else None
     tokenizer = Tokenizer(fast.backend_tokenizer, eos, pad, template, fast.bos_token)
     config = decoder_config(hf.config.to_dict())
-    model = ForeignModel(hf, str(path)) if config is None else from_hf(config, hf.state_dict())
+    model = ForeignModel(hf, str(path)) if config is None else from_hf(config, hf.state_dict()).to(device)
     _check_vocabulary(model, tokenizer, path)
     return Loaded(model, tokenizer, path)
 

@@ -60,7 +60,8 @@ class Adapter(nn.Module):
 
     @classmethod
     def fresh(cls, model: Decoder, size: LowRank, generator: torch.Generator) -> Adapter:
-        """A as peft draws it (uniform, Kaiming with slope √5), B zero: the adapted model begins as the base."""
+        """A as peft draws it (uniform, Kaiming with slope √5), B zero: the adapted model begins as the base. Drawn on the CPU, so alike
+        for every device."""
         unknown = [t for t in size.targets if t not in TARGETS]
         if unknown or not size.targets:
             raise BadInput(
@@ -87,7 +88,7 @@ class Adapted:
     """
 
     def __init__(self, model: Decoder, adapter: Adapter, kept: dict[tuple[int, str], Tensor] | None = None) -> None:
-        self.model, self.adapter = model, adapter
+        self.model, self.adapter = model, adapter.to(model.device)
         known = {name: (rows, columns) for name, rows, columns in _projections(model)}
         for name, (a, b) in adapter.factors().items():
             rows, columns = known.get(name, (slice(0, 0), 0))
@@ -181,6 +182,10 @@ class Shared(Mapping[str, "Worn"]):
     def __len__(self) -> int:
         return len(self._adapted)
 
+    @property
+    def device(self) -> torch.device:
+        return self._base.device
+
     def factors(self, name: str) -> dict[str, Tensor]:
         """The factors of a member's adapter; empty for the base."""
         each = self._adapted[name]
@@ -208,6 +213,10 @@ class Worn:
     @property
     def config(self) -> Any:
         return self.shared.wear(self.name).config
+
+    @property
+    def device(self) -> torch.device:
+        return self.shared.device
 
     @property
     def head_VD(self) -> Tensor:
@@ -246,8 +255,8 @@ def save_adapter(adapter: Adapter, folder: Path, base: str) -> None:
     }  # fmt: skip
     tensors = {}
     for name, (a, b) in adapter.factors().items():
-        tensors[f"{PREFIX}{name}.lora_A{SUFFIX}"] = a.detach().contiguous().clone()
-        tensors[f"{PREFIX}{name}.lora_B{SUFFIX}"] = b.detach().contiguous().clone()
+        tensors[f"{PREFIX}{name}.lora_A{SUFFIX}"] = a.detach().cpu().contiguous().clone()
+        tensors[f"{PREFIX}{name}.lora_B{SUFFIX}"] = b.detach().cpu().contiguous().clone()
     with writing(folder, SafetensorError):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -34,8 +34,8 @@ class ScalarDecoder(Decoder):
 
     @classmethod
     def of(cls, model: Decoder) -> ScalarDecoder:
-        """A copy of a decoder with a new head, or of a scalar decoder with its own."""
-        scalar = cls(model.config).to(model.embed.dtype)
+        """A copy of a decoder, where it lies, with a new head, or of a scalar decoder with its own."""
+        scalar = cls(model.config).to(model.embed)
         scalar.load_state_dict({"score": scalar.score, **model.state_dict()})
         return scalar
 
@@ -46,18 +46,18 @@ class ScalarDecoder(Decoder):
     def score_texts(self, ids_NL: Tensor, length_N: Tensor) -> Tensor:
         """The score of each right-padded text, [N], read at its last token."""
         rows, width = ids_NL.shape
-        return self.scores(self.hidden_at(ids_NL, torch.arange(rows) * width + length_N - 1))
+        return self.scores(self.hidden_at(ids_NL, torch.arange(rows, device=ids_NL.device) * width + length_N - 1))
 
 
 def save_scalar(model: ScalarDecoder, tokenizer: Tokenizer, folder: Path) -> None:
     """Write checkpoint and head together, whole or not at all. Raises ResourceError when they cannot be written."""
-    head = {HEAD_NAME: model.score.detach()[None].clone()}
+    head = {HEAD_NAME: model.score.detach()[None].cpu().clone()}
     save_checkpoint(model, tokenizer, folder, {HEAD_FILE: head})
 
 
-def load_scalar(folder: Path) -> ScalarDecoder:
-    """Load a reward model. Raises CheckpointError when the folder is none, or its head is missing, damaged or misshapen."""
-    model = ScalarDecoder.of(load_decoder(folder))
+def load_scalar(folder: Path, device: torch.device | str = "cpu") -> ScalarDecoder:
+    """Load a reward model on a device. Raises CheckpointError when the folder is none, or its head is missing, damaged or misshapen."""
+    model = ScalarDecoder.of(load_decoder(folder, device=device))
     path = folder / HEAD_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {HEAD_FILE}: expected a reward model; name a reward-model stage")

@@ -15,9 +15,9 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,10 @@ class RayScheduler:
         """
         if not jobs:
             return
-        with connected(self.address, workers) as ray:
+        at_least = max(workers or os.cpu_count() or 1, *(j.cores for j in jobs))
+        with connected(self.address, at_least) as ray:
             nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) >= 1]
-            _check_room(jobs, nodes)
+            jobs = placed(jobs, [n["Resources"] for n in nodes])
             with _shared(ray, nodes, self.folder.absolute()) as token:
                 cores = int(sum(n["Resources"]["CPU"] for n in nodes))
                 _Tasks(ray, token, self.retries, watcher).run(jobs, workers or cores)
@@ -140,13 +141,21 @@ def _no_cluster(address: str, said: str) -> BadInput:
     )
 
 
-def _check_room(jobs: Sequence[Job], nodes: Sequence[dict[str, Any]]) -> None:
-    """A task that fits nowhere would wait for ever."""
-    most = max((n["Resources"].get("GPU", 0.0) for n in nodes), default=-1.0)
-    for job in jobs:
-        if job.gpus > most:
-            has = f"the largest node of the Ray cluster has {most:g} GPUs" if nodes else "the Ray cluster has no cores"
-            raise ResourceError(f"{job.name} asks for a core and {job.gpus:g} GPUs, but {has}; add such a node")
+def placed(jobs: Sequence[Job], nodes: Sequence[Mapping[str, float]]) -> list[Job]:
+    """The jobs with the GPUs that each asks this cluster for. `nodes`: what each node has, by Ray's names.
+
+    Raises ResourceError for a job that fits on no node: it would wait for ever.
+    """
+    most = max((n.get("GPU", 0.0) for n in nodes), default=0.0)
+    found = [replace(j, gpus=j.gpus_if_there) if 0 < j.gpus_if_there <= most else j for j in jobs]
+    for job in found:
+        if not any(n.get("CPU", 0.0) >= job.cores and n.get("GPU", 0.0) >= job.gpus for n in nodes):
+            cores, counted = max((n.get("CPU", 0.0) for n in nodes), default=0.0), "cores" if job.cores > 1 else "core"
+            raise ResourceError(
+                f"{job.name} asks for {job.cores} {counted} and {job.gpus:g} GPUs of one node, but nodes of the Ray cluster have at "
+                f"most {cores:g} and {most:g}; add such a node, or ask for less in the plan"
+            )
+    return found
 
 
 # -- one disk -----------------------------------------------------------------------------------------------------------------
@@ -222,18 +231,21 @@ class _Tasks:
 
     def __init__(self, ray: Any, token: Path, retries: int, watcher: Watcher) -> None:
         self.ray, self.token, self.watcher = ray, token, watcher
-        self.work = ray.remote(max_retries=retries, retry_exceptions=False)(_work)
+        self.retries = retries
         self.mailbox = ray.remote(num_cpus=0, max_restarts=-1)(Mailbox).remote()
         self.running: dict[Any, Job] = {}
 
     def run(self, jobs: Sequence[Job], workers: int) -> None:
         waiting = by_urgency(jobs)
+        # CUDA keeps the memory and the devices that a process began with, so with GPUs each job gets a process of its own.
+        often = {"max_calls": 1} if any(j.gpus for j in jobs) else {}
+        work = self.ray.remote(max_retries=self.retries, retry_exceptions=False, **often)(_work)
         try:
             while waiting or self.running:
                 for job in startable(waiting, self.running.values(), workers):
                     waiting.remove(job)
                     self.watcher.started(job)
-                    self.running[self._start(job)] = job
+                    self.running[self._start(work, job)] = job
                 ended, _ = self.ray.wait(list(self.running), timeout=0.2)
                 self._drain()
                 for task in ended:
@@ -243,10 +255,10 @@ class _Tasks:
         finally:
             self._stop()
 
-    def _start(self, job: Job) -> Any:
+    def _start(self, work: Any, job: Job) -> Any:
         # The tasks' working directory is not ours.
         arguments = tuple(a.absolute() if isinstance(a, Path) else a for a in job.arguments)
-        task = self.work.options(name=job.name, num_cpus=1, num_gpus=job.gpus)
+        task = work.options(name=job.name, num_cpus=job.cores, num_gpus=job.gpus)
         call = (
             job.call.__module__,
             job.call.__qualname__,
@@ -306,6 +318,10 @@ def _work(
     """A task: a call that our processes would do, found where they would find it."""
     if not token.is_file():  # a node that joined the cluster late was not asked what it sees
         raise _other_files(token.parent, os.uname().nodename)
+    import ray
+
+    if not ray.get_gpu_ids():  # it asked for none: those of the node belong to others
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     sys.path += [folder for folder in path if folder not in sys.path]
     one_thread()
     module, function = call

@@ -18,12 +18,16 @@ from typing import Any, Protocol
 
 from mopd_diag.errors import ResourceError
 
+WORKER = "MOPD_DIAG_WORKER"
+"""Environment variable: a worker's number among those of this machine, from 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A picklable call that may start when the jobs it needs are done. `weight` is its expected share of the work.
 
-    It is given one core; `gpus` are only asked for on a Ray cluster.
+    It is given its `cores`. GPUs are asked for on a Ray cluster only: `gpus` always, `gpus_if_there` instead of them where a node of the
+    cluster has so many.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Job:
     needs: tuple[str, ...] = ()
     weight: float = 1.0
     gpus: float = 0.0
+    cores: int = 1
+    gpus_if_there: float = 0.0
 
 
 class Watcher(Protocol):
@@ -56,8 +62,9 @@ def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> None:
         return
     context = multiprocessing.get_context("spawn")
     messages: Queue[Message] = context.Queue()
+    started = context.Value("i", 0)
     waiting = by_urgency(jobs)
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare_worker, (messages, os.getpid()))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _prepare_worker, (messages, os.getpid(), started))
     running: dict[Future[None], Job] = {}
     try:
         while waiting or running:
@@ -83,9 +90,19 @@ def run_jobs(jobs: Sequence[Job], workers: int, watcher: Watcher) -> None:
 
 
 def startable(waiting: Sequence[Job], running: Collection[Job], workers: int) -> list[Job]:
-    """The waiting jobs to start now: as many as there are free workers, of those that need no job still to be done."""
+    """The waiting jobs to start now, in their order, of those that need no job still to be done: as many as the free workers have
+    cores for. One that asks for more cores than there are workers runs alone. None overtakes one that waits for cores, which it
+    might do for ever."""
     undone = {j.name for j in (*waiting, *running)}
-    return [j for j in waiting if undone.isdisjoint(j.needs)][: max(0, workers - len(running))]
+    used, found = sum(j.cores for j in running), []
+    for job in waiting:
+        if not undone.isdisjoint(job.needs):
+            continue
+        if used and used + job.cores > workers:
+            break
+        used += job.cores
+        found.append(job)
+    return found
 
 
 def by_urgency(jobs: Sequence[Job]) -> list[Job]:
@@ -115,10 +132,14 @@ def _drain(messages: Queue[Message], watcher: Watcher) -> None:
 _MESSAGES: Any = None
 
 
-def _prepare_worker(messages: Any, parent: int) -> None:
-    """One thread; die with the parent; keep freed memory, which small tensors ask for again at once."""
+def _prepare_worker(messages: Any, parent: int, started: Any) -> None:
+    """One thread; die with the parent; keep freed memory, which small tensors ask for again at once; know one's number, by which
+    `models.device` shares out GPUs."""
     global _MESSAGES
     _MESSAGES = messages
+    with started.get_lock():
+        os.environ[WORKER] = str(started.value)
+        started.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

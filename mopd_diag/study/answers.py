@@ -15,6 +15,7 @@ from mopd_diag.errors import BadInput
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.foreign import ForeignModel
 from mopd_diag.models.loading import Loaded, Model
+from mopd_diag.models.outline import Outline
 from mopd_diag.prompts import Prompt
 from mopd_diag.seeds import seed_of
 
@@ -22,6 +23,8 @@ SAMPLING_ROWS = 256
 NAMED = 3
 """Ids that a note lists before it only counts."""
 Told = Callable[[str], None]
+Draw = Callable[[Sequence[list[int]], Sequence[int]], tuple[list[list[int]], list[bool]]]
+"""Answers to prompts (token ids), each with its own limit of tokens, and which of them ended by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,9 @@ def context_of(model: Model) -> int | None:
 
 
 def answers_of(
-    student: Loaded, prompts: Sequence[Prompt], how: Sampling, context: int | None, told: Told, say: Told
-) -> Answers:
-    """The prompts' responses, or the student's own answers where none are given (all or none are).
+    student: Loaded | Outline, prompts: Sequence[Prompt], how: Sampling, draw: Draw, context: int | None, told: Told, say: Told,
+) -> Answers:  # fmt: skip
+    """The prompts' responses, or the student's own answers, drawn by `draw`, where none are given (all or none are).
 
     What does not fit into `context` tokens is left out, and `say` hears it. Raises BadInput for a prompt that the student's tokenizer
     cannot encode, a response that does not survive it, or when nothing is left.
@@ -93,7 +96,7 @@ def answers_of(
     ids, rows = ([x for x, f in zip(xs, fits, strict=True) if f] for xs in (ids, rows))
     if not given:
         told(f"sampling {len(kept)} answers of the student")
-        rows = _sampled(student, ids, how, context, say)
+        rows = _sampled(ids, how, draw, context, say)
         texts = student.tokenizer.decode_all(rows)
         kept = [replace(p, response=t) for p, t in zip(kept, texts, strict=True)]
     empty = [p.id for p in kept if not p.response]
@@ -116,7 +119,7 @@ def listed(ids: Sequence[str]) -> str:
     return ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
 
 
-def _encoded(student: Loaded, prompt: Prompt) -> list[int]:
+def _encoded(student: Loaded | Outline, prompt: Prompt) -> list[int]:
     ids = student.tokenizer.encode(prompt.prompt)
     if not ids or student.tokenizer.lacks(prompt.prompt, ids):
         raise BadInput(
@@ -126,7 +129,7 @@ def _encoded(student: Loaded, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _given(student: Loaded, prompt: Prompt) -> list[int]:
+def _given(student: Loaded | Outline, prompt: Prompt) -> list[int]:
     """Token ids of a given response. It ends where it ends: the end-of-sequence is added unless the text spells it."""
     text = prompt.response or ""
     ids = student.tokenizer.encode(text)
@@ -138,17 +141,30 @@ def _given(student: Loaded, prompt: Prompt) -> list[int]:
     return ids if ids and ids[-1] == eos else [*ids, eos]
 
 
-def _sampled(
-    student: Loaded, ids: Sequence[list[int]], how: Sampling, context: int | None, say: Told
-) -> list[list[int]]:
-    tokenizer, model = student.tokenizer, student.model
+def _sampled(ids: Sequence[list[int]], how: Sampling, draw: Draw, context: int | None, say: Told) -> list[list[int]]:
     limits = [how.max_new_tokens if context is None else min(how.max_new_tokens, context - len(p)) for p in ids]
+    rows, ended = draw(ids, limits)
+    cut = sum(not e and n < how.max_new_tokens for e, n in zip(ended, limits, strict=True))
+    if cut:
+        say(f"{cut} of {len(ids)} answers are cut where the context of {context} tokens ends")
+    return rows
+
+
+def by_torch(student: Loaded, how: Sampling) -> Draw:
+    """Answers sampled from a loaded model. Raises BadInput when its logits are broken."""
+    return lambda ids, limits: _torch_drawn(student, how, ids, limits)
+
+
+def _torch_drawn(
+    student: Loaded, how: Sampling, ids: Sequence[list[int]], limits: Sequence[int]
+) -> tuple[list[list[int]], list[bool]]:
+    tokenizer, model = student.tokenizer, student.model
     with torch.inference_mode():
-        if not model.hidden(torch.tensor(ids[:1])).isfinite().all():
+        if not model.hidden(torch.tensor(ids[:1], device=model.device)).isfinite().all():
             raise BadInput(
                 f"'student' gives NaN or infinite logits: nothing can be sampled from it; repair {student.path}"
             )
-    rows, cut = [], 0
+    rows, ended = [], []
     for start in range(0, len(ids), SAMPLING_ROWS):
         some = slice(start, start + SAMPLING_ROWS)
         draw = sample if isinstance(model, Decoder) else sample_foreign
@@ -162,8 +178,5 @@ def _sampled(
             generator=torch.Generator().manual_seed(seed_of(how.seed, "attribute", start)),
         )
         rows += drawn.responses()
-        shorter = torch.tensor(limits[some]) < how.max_new_tokens
-        cut += int((~drawn.finished_N & shorter).sum())
-    if cut:
-        say(f"{cut} of {len(ids)} answers are cut where the context of {context} tokens ends")
-    return rows
+        ended += drawn.finished_N.tolist()
+    return rows, ended

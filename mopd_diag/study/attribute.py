@@ -12,7 +12,7 @@ import pandas as pd
 
 from mopd_diag.config import Cast, load_cast, parse
 from mopd_diag.diagnostics.attribution import Attribution
-from mopd_diag.errors import BadInput
+from mopd_diag.errors import BadInput, nearest
 from mopd_diag.prompts import Prompt, check_prompts, read_prompts
 from mopd_diag.records.answers import read_rollouts
 from mopd_diag.study.answers import Told
@@ -20,6 +20,8 @@ from mopd_diag.study.cast import attribute_cast
 
 Lines = str | Path | Sequence[Mapping[str, Any]] | pd.DataFrame
 """A JSON-lines file, mappings, or a data frame with columns of the same names."""
+
+ENGINES = ("torch", "vllm")
 
 
 def _warn(note: str) -> None:
@@ -36,6 +38,9 @@ def attribute(
     temperature: float = 1.0,
     seed: int = 0,
     top_k: int | None = None,
+    engine: str = "torch",
+    vllm: Mapping[str, Any] | None = None,
+    device: str = "auto",
     told: Told = lambda _: None,
     warn: Told = _warn,
 ) -> Attribution:
@@ -50,6 +55,10 @@ def attribute(
         domains: a file of prompts with domains, for rollouts that name none.
         max_new_tokens, temperature, seed: of the sampled answers; temperature 0 is greedy.
         top_k: reduce every distribution to the student's k likeliest tokens and a tail bucket, as a served teacher would give it.
+        engine: "torch" compares whole vocabularies; "vllm" samples and scores in vLLM, one member after the other, for models that
+            are too large for that or where there is a GPU: over the `top_k` likeliest tokens (default 20) that all members gave.
+        vllm: what `vllm.LLM` is told beside, such as `{"tensor_parallel_size": 2}`.
+        device: what torch computes on: "auto" is a GPU where there is one; or "cpu", "cuda", "cuda:1".
         told: hears what is going on. warn: hears what was left out or is to be kept in mind (default: `warnings.warn`).
 
     Returns data frames of tokens, spans and answers (`docs/attribution.md`); `to_dict()` is the document of `--json`.
@@ -72,6 +81,12 @@ def attribute(
         )
     if top_k is not None and top_k < 1:
         raise BadInput(f"got top_k {top_k}, expected at least 1, or None for the whole vocabulary")
+    if engine not in ENGINES:
+        raise BadInput(f"no engine '{engine}'; {nearest(engine, ENGINES)}")
+    if vllm and engine != "vllm":
+        raise BadInput('options for vLLM were given, but no member is loaded by it; add engine="vllm" (--engine vllm)')
+    if device != "auto" and engine == "vllm":
+        raise BadInput(f"device {device} is for torch; vLLM chooses its own: leave it out, or set CUDA_VISIBLE_DEVICES")
     members = _cast(cast)
     if rollouts is not None:
         lines = _rollouts(rollouts, domains, warn)
@@ -81,7 +96,8 @@ def attribute(
             for p in _lines(prompts if prompts is not None else [], "prompts", responses=False)
         ]
     return attribute_cast(
-        members, lines, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, top_k=top_k, told=told, warn=warn
+        members, lines, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, top_k=top_k, engine=engine,
+        options=vllm, device=device, told=told, warn=warn,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,24 @@ import torch
 
 from mopd_diag.config import Cast
 from mopd_diag.diagnostics.attribution import Attribution, attribute
-from mopd_diag.engines.scoring import score
+from mopd_diag.engines.scoring import Scored, score
+from mopd_diag.engines.served import TOP_K
 from mopd_diag.engines.served_http import Address
-from mopd_diag.engines.topk_evidence import score_topk
+from mopd_diag.engines.topk_evidence import score_given, score_topk
 from mopd_diag.errors import BadInput, CheckpointError
 from mopd_diag.estimators.span_likelihood import CEILING
+from mopd_diag.models.device import pick
 from mopd_diag.models.foreign import ForeignModel
 from mopd_diag.models.loading import Loaded, Model, adapters_on_one_base, load
 from mopd_diag.models.lora import Worn
+from mopd_diag.models.outline import Outline, same_weights
 from mopd_diag.models.tokenizer import difference
 from mopd_diag.prompts import Prompt
 from mopd_diag.runs.directory import write_json, write_table
-from mopd_diag.study.answers import Answers, Sampling, Told, answers_of, context_of
+from mopd_diag.study.answers import Answers, Sampling, Told, answers_of, by_torch, context_of
 from mopd_diag.study.foreign_cast import attribute_aligned
 from mopd_diag.study.served import Servers, addresses, open_servers, seen
+from mopd_diag.study.vllm_members import read_members, turns
 
 NO_NULL = (
     "confidence is not calibrated: without decoys nothing tells how near a model that never taught would come; add same-base models that "
@@ -53,9 +57,9 @@ class CastModels:
         return {name: each.model for name, each in self.loaded.items()}
 
 
-def open_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
-    """Load every member that has a path, one file once; no server is asked yet. Adapters of teachers, rivals and controls share their
-    base in memory.
+def open_members(cast: Cast, told: Told = lambda _: None, device: torch.device | str = "cpu") -> CastModels:
+    """Load every member that has a path onto a device, one file once; no server is asked yet. Adapters of teachers, rivals and
+    controls share their base in memory.
 
     Raises BadInput when student or base are served or a key is missing, CheckpointError when a checkpoint cannot be loaded.
     """
@@ -66,6 +70,7 @@ def open_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
         {n: m.path for n, m in cast.members().items() if m.path is not None and n not in ("base", "student")},
         base,
         told,
+        device,
     )
     for name, member in cast.members().items():
         if member.path is None:
@@ -76,16 +81,19 @@ def open_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
         path = member.path.resolve()
         if path not in by_path:
             told(f"loading {name}")
-            by_path[path] = load(member.path, base)
+            by_path[path] = load(member.path, base, device)
         loaded[name] = by_path[path]
     teachers = tuple(f"teacher-{n}" for n in cast.teachers)
-    route = {d: f"teacher-{n}" for n, m in cast.teachers.items() for d in m.domains}
-    return CastModels(loaded, teachers, route, served)
+    return CastModels(loaded, teachers, _route(cast), served)
 
 
-def load_members(cast: Cast, told: Told = lambda _: None) -> CastModels:
+def _route(cast: Cast) -> dict[str, str]:
+    return {d: f"teacher-{n}" for n, m in cast.teachers.items() for d in m.domains}
+
+
+def load_members(cast: Cast, told: Told = lambda _: None, device: torch.device | str = "cpu") -> CastModels:
     """As `open_members`; raises CheckpointError too when a member's tokenizer or vocabulary differs from the student's."""
-    members = open_members(cast, told)
+    members = open_members(cast, told, device)
     for name, how in tokenizer_differences(members).items():
         where = f"{members.loaded[name].path}, {members.loaded['student'].path}"
         raise CheckpointError(
@@ -105,14 +113,16 @@ def tokenizer_differences(members: CastModels) -> dict[str, str]:
 
 def attribute_cast(
     cast: Cast, prompts: Sequence[Prompt], *, max_new_tokens: int = 256, temperature: float = 1.0, seed: int = 0,
-    top_k: int | None = None, told: Told = lambda _: None, warn: Told = lambda _: None,
+    top_k: int | None = None, engine: str = "torch", options: Mapping[str, Any] | None = None, device: str = "auto",
+    told: Told = lambda _: None, warn: Told = lambda _: None,
 ) -> Attribution:  # fmt: skip
     """Attribute the student's answers, sampled here where prompts have no response, to base and teachers.
 
     Members that share one tokenizer are compared over the whole vocabulary, or with `top_k` over the student's k likeliest tokens and
     a tail bucket; with served members, over the tokens that all servers gave (each its own `top_k`, by default 20) and a tail. Members
-    with other tokenizers are compared by the likelihood of the same bytes: a weaker verdict, and labelled so. `told` hears what is going
-    on, `warn` what was left out or is to be kept in mind; the latter is in `Attribution.notes` too.
+    with other tokenizers are compared by the likelihood of the same bytes: a weaker verdict, and labelled so. With the `engine` "vllm"
+    no member is loaded by torch: all are compared over the `top_k` (by default 20) likeliest tokens of each; `options` go to vLLM.
+    `told` hears what is going on, `warn` what was left out or is to be kept in mind; the latter is in `Attribution.notes` too.
 
     Raises BadInput for a prompt or an answer that cannot be used, CheckpointError for members that cannot be compared.
     """
@@ -122,9 +132,23 @@ def attribute_cast(
         notes.append(note)
         warn(note)
 
+    how = Sampling(max_new_tokens, temperature, seed)
     # Rivals may have been taught by the same teachers, so they are no null; controls never were.
-    members = open_members(cast.model_copy(update={"rivals": {}}), told)
-    for twins in _twins(members):
+    asked = cast.model_copy(update={"rivals": {}})
+    if engine == "vllm":
+        found = _by_vllm(asked, prompts, how, top_k, options or {}, told, say)
+    else:
+        found = _by_torch(asked, prompts, how, top_k, pick(device), told, say)
+    why = NO_NULL if found.full_vocabulary is not False or not cast.controls else NOT_WHOLE
+    return replace(found, notes=(*notes, *([why] if found.calibration == "uncalibrated" else [])))
+
+
+def _by_torch(
+    cast: Cast, prompts: Sequence[Prompt], how: Sampling, top_k: int | None, device: torch.device, told: Told, say: Told
+) -> Attribution:  # fmt: skip
+    """Attribution by members that are loaded here or served."""
+    members = open_members(cast, told, device)
+    for twins in _twins(members.teachers, lambda one, other: _alike(members, one, other)):
         say(twins)
     different = tokenizer_differences(members)
     if not different:
@@ -139,20 +163,17 @@ def attribute_cast(
         )
     scored_by = [members.loaded["student"].model] if different else list(members.models.values())
     bounds = [c for c in map(context_of, scored_by) if c is not None]
-    how = Sampling(max_new_tokens, temperature, seed)
     with open_servers(members.served, say) as servers:
         context = min([*bounds, *servers.contexts], default=None)
-        answers = answers_of(members.loaded["student"], prompts, how, context, told, say)
+        student = members.loaded["student"]
+        answers = answers_of(student, prompts, how, by_torch(student, how), context, told, say)
         if different:
             say(
                 f"{_said(different)}: spans are aligned on bytes and compared by likelihood, a weaker verdict whose confidence "
                 f"is never above {CEILING}"
             )
-            found = attribute_aligned(members.loaded, members.teachers, answers.prompts, members.route, told, say)
-        else:
-            found = _by_tokens(members, servers, answers, top_k, told, say)
-    why = NO_NULL if found.full_vocabulary is not False or not cast.controls else NOT_WHOLE
-    return replace(found, notes=(*notes, *([why] if found.calibration == "uncalibrated" else [])))
+            return attribute_aligned(members.loaded, members.teachers, answers.prompts, members.route, told, say)
+        return _by_tokens(members, servers, answers, top_k, told, say)
 
 
 def _by_tokens(
@@ -164,17 +185,51 @@ def _by_tokens(
     given = servers.top_tokens(rollouts, top_k, members.tokenizer, told)
     told(f"scoring {len(answers.prompts)} answers")
     if given:
-        say(seen(given))
+        say(seen(given, f"{' and '.join(given)} served", "the servers"))
         k = min(g.ids_TK.shape[1] - 1 for g in given.values())
         scored = score_topk(rollouts, models, "student", members.teachers, k, served=given)
     elif top_k is None:
         scored = score(rollouts, models, "student", members.teachers)
     else:
         scored = score_topk(rollouts, models, "student", members.teachers, top_k)
+    return _named(scored, answers, members.loaded, members.route, say)
+
+
+def _by_vllm(
+    cast: Cast, prompts: Sequence[Prompt], how: Sampling, top_k: int | None, options: Mapping[str, Any], told: Told, say: Told,
+) -> Attribution:  # fmt: skip
+    """Attribution by members that vLLM loads one after the other, and served ones."""
+    at, members = addresses(cast), read_members(cast)
+    teachers = tuple(f"teacher-{n}" for n in cast.teachers)
+    for note in _twins(teachers, lambda one, other: _one_checkpoint(members, at, one, other)):
+        say(note)
+    tokenizer, most = members["student"].tokenizer, members["student"].vocab_size - 1
+    if top_k is not None and top_k > most:
+        raise BadInput(f"top-k {top_k} is not between 1 and {most}, one less than the vocabulary; choose a smaller k")
+    k = min(TOP_K, most) if top_k is None else top_k
+    # vLLM wants room for one token more than it reads, and a model reads all but the last.
+    bounds = [m.context - 2 for m in members.values() if m.context is not None]
+    with open_servers(at, say) as servers, turns(members, k, told, options) as taken:
+        context = min([*bounds, *servers.contexts], default=None)
+        answers = answers_of(members["student"], prompts, how, taken.draw(how), context, told, say)
+        rollouts = answers.rollouts(tokenizer.pad_id)
+        given = {**taken.top_tokens(rollouts), **servers.top_tokens(rollouts, top_k, tokenizer, told)}
+        scored = score_given(rollouts, given, "student", teachers)
+        kept = {n: g for n, g in given.items() if n not in scored.left_out}
+        who = f"{len(members)} members scored by vLLM {taken.version} in {taken.dtype}"
+        say(seen(kept, who + (f", {' and '.join(at)} served" if at else ""), "each of them"))
+    return _named(scored, answers, members, _route(cast), say)
+
+
+def _named(
+    scored: Scored, answers: Answers, local: Mapping[str, Loaded | Outline], route: Mapping[str, str], say: Told
+) -> Attribution:
+    """The attribution of scored answers; members that were left out are said."""
+    tokenizer = local["student"].tokenizer
     for name in scored.left_out:
-        say(f"{name} gives NaN or infinite logits and is left out; repair {members.loaded[name].path}")
-    route = {d: t for d, t in members.route.items() if t not in scored.left_out}
-    names = {t: members.tokenizer.token(t) for t in set(scored.token_T.tolist())}
+        say(f"{name} gives NaN or infinite logits and is left out; repair {local[name].path}")
+    route = {d: t for d, t in route.items() if t not in scored.left_out}
+    names = {t: tokenizer.token(t) for t in set(scored.token_T.tolist())}
     tokens = pd.DataFrame({"token_id": scored.token_T, "token": [names[t] for t in scored.token_T.tolist()]})
     return attribute(scored.evidence, answers.frame(), tokens, routed=route or None)
 
@@ -199,12 +254,12 @@ def _check_sizes(members: CastModels) -> None:
             raise CheckpointError(f"{name} has {model.config.vocab_size} logits, student {size}; pad both alike")
 
 
-def _twins(members: CastModels) -> list[str]:
+def _twins(teachers: Sequence[str], alike: Callable[[str, str], bool]) -> list[str]:
     """Notes on teachers that are one model, or the base itself: no evidence can tell these apart."""
-    found, names = [], ["base", *members.teachers]
+    found, names = [], ["base", *teachers]
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            if not _alike(members, one, other):
+            if not alike(one, other):
                 continue
             if one == "base":
                 found.append(f"{other} is a copy of the base: it has no shift of its own and can explain nothing")
@@ -213,10 +268,19 @@ def _twins(members: CastModels) -> list[str]:
     return found
 
 
+def _one_checkpoint(members: Mapping[str, Outline], at: Mapping[str, Address], one: str, other: str) -> bool:
+    if one in members and other in members:
+        return same_weights(members[one].path, members[other].path)
+    return one in at and other in at and _one_server(at[one], at[other])
+
+
+def _one_server(one: Address, other: Address) -> bool:
+    return (one.url, one.model) == (other.url, other.model)
+
+
 def _alike(members: CastModels, one: str, other: str) -> bool:
     if one in members.served and other in members.served:
-        a, b = members.served[one], members.served[other]
-        return (a.url, a.model) == (b.url, b.model)
+        return _one_server(members.served[one], members.served[other])
     return one in members.loaded and other in members.loaded and _same(members.loaded[one], members.loaded[other])
 
 

@@ -34,20 +34,23 @@ SAMPLE_ITEMS = 200
 
 def check_target(
     target: str, prompts: Path | None, seed: int, *, world: str | None = None, model: str | None = None, engine: str = "torch",
+    device: str = "auto",
 ) -> list[Finding]:  # fmt: skip
     """Findings of a plan, with the command line's world and model, or of a cast file (recognised by its `[student]`).
 
-    `engine` "vllm" measures a cast's sampler too. Raises BadInput when it is neither.
+    `engine` "vllm" measures a cast's sampler too; a cast's models are put on `device`. Raises BadInput when it is neither.
     """
     path = Path(target)
     if path.suffix == ".toml" and path.is_file() and "student" in read_toml(path):
         if world is not None or model is not None:
             raise BadInput("--world and --model belong to a plan; a cast names its models, and --prompts its questions")
         return check_cast(
-            load_cast(path), read_prompts(prompts, responses=False) if prompts else None, seed, engine=engine
-        )
+            load_cast(path), read_prompts(prompts, responses=False) if prompts else None, seed, engine=engine, device=device
+        )  # fmt: skip
     if engine != "torch":
         raise BadInput(f"--engine {engine} belongs to a cast; got {target}, which is none: give a cast file")
+    if device != "auto":
+        raise BadInput(f"--device {device} belongs to a cast; got {target}, a plan: name it there as [compute] device")
     if prompts is not None:
         raise BadInput("--prompts belongs to a cast; a plan's world makes its own prompts")
     if (study := find_study(target, world=world, model=model)) is not None:
@@ -122,14 +125,17 @@ def _balance(ratio: float) -> tuple[str, Severity]:
 # -- casts --------------------------------------------------------------------------------------------------------------------
 
 
-def check_cast(cast: Cast, prompts: Sequence[Prompt] | None, seed: int, *, engine: str = "torch") -> list[Finding]:
+def check_cast(
+    cast: Cast, prompts: Sequence[Prompt] | None, seed: int, *, engine: str = "torch", device: str = "auto"
+) -> list[Finding]:
     """Members load and share a tokenizer; with prompts: KL(base‖teacher) on the base's answers, token and gradient shares."""
+    from mopd_diag.models.device import pick
     from mopd_diag.study.cast import load_members
 
     if engine == "vllm" and prompts is None:
         raise BadInput("--engine vllm needs prompts to sample answers to; add --prompts FILE.jsonl")
     try:
-        members = load_members(cast)
+        members = load_members(cast, device=pick(device))
     except CheckpointError as error:
         return [Finding("preflight-members", "preflight", "cast", "blocked", "blocking", None, {"note": str(error)})]
     note = f"{len(members.loaded)} members load and share one tokenizer"
@@ -260,7 +266,8 @@ def _shares(members: CastModels, rollouts: Any, domains: Sequence[str]) -> list[
         mine = rollouts.take(rows)
         teacher = members.models[members.route[domain]]
         base.zero_grad(set_to_none=True)
-        for part in make_parts(mine.ids_NL, mine.length_N, mine.own_NL, torch.ones(mine.own_NL.shape)):
+        ones_NL = torch.ones(mine.own_NL.shape)
+        for part in make_parts(mine.ids_NL, mine.length_N, mine.own_NL, ones_NL, device=base.device):
             with torch.no_grad():
                 taught_MD = teacher.hidden_at(part.ids_NL, part.at_M)
 

@@ -257,9 +257,9 @@ def _pivot_table(answer: Answer, pivot: Pivot, by: str) -> dict[str, Any]:
 @torch.inference_mode()
 def _next(model: Decoder, prefix: Prefix) -> Floats:
     """Probabilities [V] of the token that follows a prefix."""
-    ids = torch.tensor([[*prefix.prompt, *prefix.answer]])
-    hidden = model.hidden_at(ids, torch.tensor([ids.shape[1] - 1]))
-    return torch.softmax(F.linear(hidden, model.head_VD)[0].double(), -1).numpy()
+    ids = torch.tensor([[*prefix.prompt, *prefix.answer]], device=model.device)
+    hidden = model.hidden_at(ids, torch.tensor([ids.shape[1] - 1], device=model.device))
+    return torch.softmax(F.linear(hidden, model.head_VD)[0].double(), -1).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -272,8 +272,8 @@ def _everywhere(bench: Workbench, answer: Answer) -> dict[str, dict[str, Any]]:
     ids = torch.tensor([[*last.prompt, *last.answer]])
     found: dict[str, dict[str, Any]] = {str(p): {} for p in answer.positions}
     for member, model in bench.models.items():
-        hidden_TD = model.hidden_at(ids, torch.tensor(starts))
-        p_TV = torch.softmax(F.linear(hidden_TD, model.head_VD).double(), -1).numpy()
+        hidden_TD = model.hidden_at(ids.to(model.device), torch.tensor(starts, device=model.device))
+        p_TV = torch.softmax(F.linear(hidden_TD, model.head_VD).double(), -1).cpu().numpy()
         for place, p, written in zip(answer.positions, p_TV, answer.written, strict=True):
             found[str(place)][member] = _likeliest(bench, p, written)
     return found

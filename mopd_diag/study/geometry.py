@@ -18,14 +18,13 @@ from mopd_diag.config import MOPDStage
 from mopd_diag.estimators.bootstrap import Bootstrap
 from mopd_diag.estimators.gradients import first_order_effects, gradient_geometry
 from mopd_diag.estimators.interference import task_geometry
-from mopd_diag.models.checkpoint import load_decoder
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.runs.directory import SCHEMA, RunDirectory, write_text
 from mopd_diag.study.gradients import BATCHES, affordable_items, module_gradients, pieces, task_vectors
 from mopd_diag.study.jobs import Result, retokenize
 from mopd_diag.study.resolve import Study
 from mopd_diag.study.shares import disagreement, step_shares
-from mopd_diag.study.weights import run_tokenizer
+from mopd_diag.study.weights import load_model, run_tokenizer
 from mopd_diag.training.algorithm import Work
 from mopd_diag.training.distill import MOPD
 from mopd_diag.training.loop import Progress
@@ -41,8 +40,8 @@ DIGITS = 4
 def geometry(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
     """Measure, and write `geometry.json`. `name` is the model at which gradients are taken, the base."""
     work = Work()
-    base = load_decoder(run.path / "models" / name)
-    teachers = {t: load_decoder(run.path / "models" / t) for t in study.teachers()}
+    base = load_model(run, study, name)
+    teachers = {t: load_model(run, study, t) for t in study.teachers()}
     document: dict[str, Any] = {"schema": SCHEMA, "at": name, "domains": list(study.world.domains)}
     parts = {
         "gradients": lambda: _gradients(run, study, base, work),
@@ -130,12 +129,12 @@ def _shares(run: RunDirectory, study: Study, teachers: Mapping[str, Decoder], wo
     stage = next((s for s in study.stages if s.name == "student"), None)
     if not isinstance(stage, MOPDStage) or stage.start is None:
         return {"reason": "the student was not distilled from teachers on its own answers"}
-    load = lambda m: teachers[m] if m in teachers else load_decoder(run.path / "models" / m)  # noqa: E731
+    load = lambda m: teachers[m] if m in teachers else load_model(run, study, m)  # noqa: E731
     algorithm = MOPD(
         stage, run_tokenizer(run, study, stage.start), study.world, study.domains(stage), study.plan.seed,
         {t: load(t) for t in stage.teachers_used}, load(stage.reference_used) if stage.reference_used else None,
     )  # fmt: skip
-    found = step_shares(algorithm, load_decoder(run.path / "models" / stage.start), work)
+    found = step_shares(algorithm, load_model(run, study, stage.start), work)
     columns = {
         "prompts": found.prompts_D,
         "tokens": found.tokens_D,

@@ -50,7 +50,7 @@ class Piece:
         """Its numbers in a table of the parameter's shape, flat, in fp32."""
         table = tables[self.parameter]
         part = table[self.rows, self.columns] if table.dim() > 1 else table[self.rows]
-        flat = part.flatten().float().numpy()
+        flat = part.flatten().float().cpu().numpy()
         return flat.copy() if self.kept is None else flat[self.kept]
 
 
@@ -153,7 +153,9 @@ def _gradient(model: Decoder, rollouts: Rollouts, objective: Objective, at: Piec
         weight_NL = (logp_NL.sum(1).exp() / len(own_NL))[:, None].expand(own_NL.shape)  # ∇π = π ∇log π
     else:
         weight_NL = torch.full(own_NL.shape, 1.0 / max(1, int(own_NL.sum())))
-    parts = make_parts(rollouts.ids_NL, rollouts.length_N, own_NL, weight_NL, tokens=microbatch_tokens(model))
+    parts = make_parts(
+        rollouts.ids_NL, rollouts.length_N, own_NL, weight_NL, tokens=microbatch_tokens(model), device=model.device
+    )
     model.zero_grad(set_to_none=True)
     with MODEL_TIME:
         for part in parts:

@@ -5,7 +5,9 @@ Each job reads what earlier jobs left in the run directory and writes its own re
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +17,18 @@ import torch
 from mopd_diag.diagnostics.attribution import attribute
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.rollouts import Rollouts, pack
-from mopd_diag.engines.scoring import score
-from mopd_diag.models.checkpoint import load_decoder
+from mopd_diag.engines.scoring import Part, joined, score_parts
+from mopd_diag.engines.vllm_sampler import VLLMSampler, sampled_by
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.device import device_name
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.runs.directory import RunDirectory, write_json, write_table
 from mopd_diag.seeds import seed_of
 from mopd_diag.study.learn import train_stage
 from mopd_diag.study.resolve import Study, resolve_identity
 from mopd_diag.study.shards import drop_shards, take_shard
-from mopd_diag.study.weights import members_of, run_tokenizer
+from mopd_diag.study.trace_shards import read_shard, shard_path, shards_there, traced_under
+from mopd_diag.study.weights import device_of, load_model, members_of, run_tokenizer
 from mopd_diag.training.algorithm import Work
 from mopd_diag.training.explore import Answers, answer
 from mopd_diag.training.loop import Progress
@@ -43,9 +47,9 @@ def run_job(run: Path, identity: dict[str, Any], kind: JobKind, name: str, since
     """Do one job in this process and mark it done. `since` is the clock reading (time.time) at which the run began."""
     study = resolve_identity(identity)
     started, began, model_began = time.time() - since, time.perf_counter(), MODEL_TIME.seconds
-    work, algorithm, parents, extra = {"train": _train, "evaluate": _evaluate, "trace": _trace, "geometry": _geometry}[
-        kind
-    ](RunDirectory(run), study, name, progress)
+    job = {"train": _train, "evaluate": _evaluate, "trace": _trace, "geometry": _geometry}[kind]
+    with sampled_by(sampler_of(study)):
+        work, algorithm, parents, extra = job(RunDirectory(run), study, name, progress)
     seconds = time.perf_counter() - began + extra.pop("seconds_before", 0.0)
     seconds_model = MODEL_TIME.seconds - model_began + extra.pop("seconds_model_before", 0.0)
     stage = study.stage(name) if kind == "train" else None
@@ -57,11 +61,19 @@ def run_job(run: Path, identity: dict[str, Any], kind: JobKind, name: str, since
         "seconds": seconds,
         "seconds_model": seconds_model,
         "started": extra.pop("started", started),
-        "device": "cpu",
+        "device": extra.pop("device", None) or device_name(device_of(study)),
         "matched_to": stage.matched_to if stage else "",
         "matched_on": stage.matched_on if stage else "",
     }
     write_json(done_path(run, kind, name), {"ledger": row, **extra})
+
+
+def sampler_of(study: Study) -> VLLMSampler | None:
+    """Who samples for a study; None: our own decoder."""
+    if study.plan.compute.sampler == "torch":
+        return None
+    context = max(study.prompt_tokens[d] + study.world.domains[d].max_new_tokens for d in study.world.domains)
+    return VLLMSampler(context, "bfloat16" if study.plan.compute.precision == "bf16" else "float32")
 
 
 Result = tuple[Work, str, tuple[str, ...], dict[str, Any]]
@@ -100,11 +112,11 @@ def _evaluate(run: RunDirectory, study: Study, name: str, progress: Progress) ->
     if study.plan.model.path is not None:  # characters are their own tokens
         write_table(tokens_path(run, name), pd.DataFrame(tokens_of))
     run.write_records(name, records)
-    return work, "evaluate", (name,), drop_shards(run.path, name)
+    return work, "evaluate", (name,), drop_shards(run.path, "evaluate", name)
 
 
 def load_evaluated(run: RunDirectory, study: Study, name: str) -> tuple[Decoder, Tokenizer]:
-    return load_decoder(run.path / "models" / name), run_tokenizer(run, study, name)
+    return load_model(run, study, name), run_tokenizer(run, study, name)
 
 
 def evaluate_domain(
@@ -151,14 +163,9 @@ def _tokens(answers: Answers, n: int) -> list[dict[str, Any]]:
 
 def _trace(run: RunDirectory, study: Study, name: str, progress: Progress) -> Result:
     """Score some of the model's sampled answers under the whole cast and attribute them."""
-    tokenizer = run_tokenizer(run, study, name)
-    teachers = list(study.teachers())
-    chosen = _chosen(run.records(name), study.plan.diagnosis.attribution_items)
-    rollouts = retokenize(chosen, tokenizer, study, run)
-    # Models that never saw a teacher are the null, but for the one that is judged.
-    members = dict.fromkeys((name, "base", *teachers, *study.controls()))
-    models = members_of(run, members)
-    scored = score(rollouts, models, name, teachers)
+    tokenizer, teachers, members = run_tokenizer(run, study, name), list(study.teachers()), traced_under(study, name)
+    chosen, rollouts = traced_answers(run, study, name)
+    scored = joined(rollouts, members, name, teachers, _parts(run, study, name, rollouts))
     progress(1, 2, {})
     tokens = pd.DataFrame({"token_id": scored.token_T, "token": [tokenizer.token(int(t)) for t in scored.token_T]})
     attribution = attribute(scored.evidence, chosen, tokens, routed=study.route())
@@ -166,7 +173,28 @@ def _trace(run: RunDirectory, study: Study, name: str, progress: Progress) -> Re
     answers = attribution.answers.assign(drawn=chosen["drawn"].to_numpy())
     write_table(run.attribution_path(name), answers)
     progress(2, 2, {})
-    return Work(tokens_scored=scored.tokens_scored, flops=scored.flops), "trace", tuple(members), {}
+    work = Work(tokens_scored=scored.tokens_scored, flops=scored.flops)
+    return work, "trace", members, drop_shards(run.path, "trace", name)
+
+
+def traced_answers(run: RunDirectory, study: Study, name: str) -> tuple[pd.DataFrame, Rollouts]:
+    """Records of the model's answers that are traced, and the same with their tokens."""
+    chosen = _chosen(run.records(name), study.plan.diagnosis.attribution_items)
+    return chosen, retokenize(chosen, run_tokenizer(run, study, name), study, run)
+
+
+def _parts(run: RunDirectory, study: Study, name: str, rollouts: Rollouts) -> Iterator[Part]:
+    """The scoring: shards where some are there, what they lack scored here."""
+    count, there = shards_there(run.path, name)
+    for number in there:
+        path = shard_path(run.path, name, number, count)
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["tokens"]:
+            yield read_shard(path, document["flops"])
+    if left := [number for number in range(count) if number not in there]:
+        models = members_of(run, study, traced_under(study, name))
+        for number in left:
+            yield from score_parts(rollouts, models, name, list(study.teachers()), share=(number, count))
 
 
 def _chosen(records: pd.DataFrame, items: int) -> pd.DataFrame:

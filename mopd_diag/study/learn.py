@@ -30,14 +30,16 @@ from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.errors import CheckpointError
 from mopd_diag.models.checkpoint import load_decoder, save_checkpoint
 from mopd_diag.models.decoder import Decoder, DecoderConfig
+from mopd_diag.models.device import device_name
 from mopd_diag.models.first import FirstModel
 from mopd_diag.models.scalar import ScalarDecoder, load_scalar
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.runs.directory import RunDirectory, write_json, write_table
 from mopd_diag.seeds import seed_of
 from mopd_diag.study.counts import allowance, counted
+from mopd_diag.study.preflight import asked_device
 from mopd_diag.study.resolve import Study, resolve_identity
-from mopd_diag.study.weights import hold, keep, run_tokenizer
+from mopd_diag.study.weights import device_of, hold, keep, run_tokenizer
 from mopd_diag.training.algorithm import Algorithm, PartAlgorithm, Work
 from mopd_diag.training.distill import MOPD
 from mopd_diag.training.dpo import DPO
@@ -67,16 +69,22 @@ def train_stage(run: RunDirectory, study: Study, name: str, progress: Progress) 
     from mopd_diag.training.sharded import over
 
     told = _told(run.path, name)
-    over(count, _member, (str(run.path), study.identity(), name))
+    over(
+        count,
+        _member,
+        (str(run.path), study.identity(), name),
+        asked_device(study.plan.compute.device, study.plan.model.path),
+        progress,
+    )
     document = json.loads(told.read_text(encoding="utf-8"))
     told.unlink()
     return Work(**document["work"]), document["extra"]
 
 
-def _member(mesh: Any, run: str, identity: dict[str, Any], name: str) -> None:
+def _member(mesh: Any, progress: Progress | None, run: str, identity: dict[str, Any], name: str) -> None:
     """One of the processes that train a stage together; the first one tells."""
     study = resolve_identity(identity)
-    work, extra = _learn(RunDirectory(Path(run)), study, study.stage(name), None, mesh)
+    work, extra = _learn(RunDirectory(Path(run)), study, study.stage(name), progress, mesh)
     if mesh.get_rank() == 0:
         write_json(_told(Path(run), name), {"work": asdict(work), "extra": extra})
 
@@ -86,20 +94,22 @@ def _told(run: Path, name: str) -> Path:
 
 
 def _learn(run: RunDirectory, study: Study, stage: Stage, progress: Progress | None, mesh: Any) -> Trained:
+    device = _device(study, stage, mesh)
+    said = {"device": device_name(device)}
     first = _first(study) if stage.start is None and not isinstance(stage, MergeStage) else None
     tokenizer = first.tokenizer if first else run_tokenizer(run, study, *stage.parents)
 
     def load(model: str) -> Decoder:
         judge = isinstance(study.stage(model), RewardModelStage)
-        return (load_scalar if judge else load_decoder)(run.path / "models" / model)
+        return (load_scalar if judge else load_decoder)(run.path / "models" / model, device=device)
 
     if isinstance(stage, MergeStage):
         save_checkpoint(_merged(stage, load), tokenizer, run.path / "models" / stage.name)
-        return Work(), {}
-    model = _begun(stage, study, tokenizer, first, load)
+        return Work(), said
+    model = _begun(stage, study, tokenizer, first, load).to(device)
     if isinstance(stage, CheckpointStage):
         save_checkpoint(model, tokenizer, run.path / "models" / stage.name)
-        return Work(), {}
+        return Work(), said
     if isinstance(stage, RewardModelStage | PPOStage):
         model = ScalarDecoder.of(model)
     held = hold(run, study, stage, model, mesh)
@@ -119,12 +129,24 @@ def _learn(run: RunDirectory, study: Study, stage: Stage, progress: Progress | N
             keep(run, stage, held, tokenizer)
             saved.unlink(missing_ok=True)
     extra = {
+        **said,
         "steps": state.step,
         **state.extra,
         "seconds_before": max(0.0, before[0]),
         "seconds_model_before": max(0.0, before[1]),
     }
     return state.work, extra
+
+
+def _device(study: Study, stage: Stage, mesh: Any) -> torch.device:
+    """Where a stage is made: sums of weights and copies on the CPU, one of several processes on its own GPU if it has one."""
+    if isinstance(stage, MergeStage | CheckpointStage):
+        return torch.device("cpu")
+    if mesh is None:
+        return device_of(study)
+    from mopd_diag.training.sharded import member_device
+
+    return member_device(mesh)
 
 
 def _first(study: Study) -> FirstModel | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mopd_diag.config import (
     CheckpointStage,
@@ -87,15 +89,20 @@ def batch_bytes(stage: Stage, study: Study) -> int:
 def stage_bytes(stage: Stage, study: Study) -> int:
     """An upper estimate of what the process of a stage holds: its batch, and with a checkpoint the weights.
 
-    Of the model in training: weights, gradients, two moments, and what a backward pass keeps; of every model that is read:
-    its weights; and once more the weights of the one that samples, with its norms folded in.
+    Of the model in training: weights, gradients, two moments, and what a backward pass keeps (with an adapter: weights, a copy of those
+    it changes, and little more); of every model that is read: its weights; and once more the weights of the one that samples, with its
+    norms folded in. Several processes share what is trained, and each holds the rest.
     """
     size, need = sizes(study), batch_bytes(stage, study)
     if not size.checkpoint:
         return need
-    trained = 0 if isinstance(stage, MergeStage | CheckpointStage) else 4
-    models = trained + max(2, 1 + len(stage.models_used))
-    return need + models * FLOAT * size.parameters + (ACTIVATION_BYTES if trained else 0)
+    models = max(2, 1 + len(stage.models_used))
+    if isinstance(stage, MergeStage | CheckpointStage):
+        return need + models * FLOAT * size.parameters
+    whole = stage.start is None or isinstance(stage, RewardModelStage | PPOStage)
+    trained = 4 if whole or study.plan.model.lora is None else 2.2
+    each = need + models * FLOAT * size.parameters + ACTIVATION_BYTES
+    return int(study.plan.compute.processes * each + trained * FLOAT * size.parameters)
 
 
 def workers_that_fit(study: Study) -> int:
@@ -104,8 +111,36 @@ def workers_that_fit(study: Study) -> int:
     return max(1, min(os.cpu_count() or 1, int(USABLE * memory_bytes() / max(1, largest))))
 
 
+def asked_device(device: str, checkpoint: str | None) -> str:
+    """What a plan asks for. Models that begin from no checkpoint are small: to start a GPU's kernels would take longer than to run them,
+    so `auto` leaves them on the CPU."""
+    return "cpu" if device == "auto" and checkpoint is None else device
+
+
+def asked(identity: dict[str, Any], stage: Stage | None = None) -> dict[str, Any]:
+    """Cores and GPUs of the job that trains a stage, or of one that runs models, as arguments of `Job`; of the plan's `[compute]`.
+
+    A stage asks for a core a process, and so for GPUs where `device` names them, or where it is auto and the cluster has them; a
+    stage's own `gpus` goes before. What only copies or adds weights is done on the CPU.
+    """
+    plan = identity["plan"]
+    compute = {"device": "auto", "processes": 1} | plan.get("compute", {})
+    compute["device"] = asked_device(compute["device"], plan.get("model", {}).get("path"))
+    own = 0.0 if stage is None else stage.gpus
+    if isinstance(stage, MergeStage | CheckpointStage):
+        return {"gpus": own}
+    count, wanted = 1 if stage is None else compute["processes"], "gpus_if_there"
+    if compute["device"].startswith("cuda"):
+        wanted = "gpus"
+    gpus = {"gpus": own} if own else {wanted: 0.0 if compute["device"] == "cpu" else float(count)}
+    return {"cores": count, **gpus}
+
+
 def check_fit(study: Study, out: Path) -> None:
-    """Raise BadInput when a stage's batch cannot fit in memory, ResourceError when the disk has no room for the run."""
+    """Raise BadInput when a stage's batch cannot fit in memory or vLLM cannot sample what the plan asks of it, ResourceError when the disk
+    has no room for the run."""
+    if study.plan.compute.sampler == "vllm":
+        _check_vllm(study)
     memory = memory_bytes()
     for stage in study.stages:
         need = stage_bytes(stage, study)
@@ -130,4 +165,17 @@ def check_fit(study: Study, out: Path) -> None:
         raise ResourceError(
             f"{out}: {free / 2**20:,.0f} MiB free on its disk, this run needs about {need / 2**20:,.0f}; "
             "free some space or choose another --out"
+        )
+
+
+def _check_vllm(study: Study) -> None:
+    talking = [name for name, domain in study.world.domains.items() if domain.replies]
+    if talking:
+        raise BadInput(
+            f"the world answers within the answers of '{talking[0]}', which vLLM cannot sample; leave the domain out, or [compute] sampler"
+        )
+    if importlib.util.find_spec("vllm") is None:
+        raise BadInput(
+            "[compute] sampler = 'vllm', but vLLM is not installed: pip install 'mopd-diag[vllm]' on a GPU machine, see docs/install.md "
+            "for one without, or leave sampler out"
         )

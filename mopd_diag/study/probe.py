@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from mopd_diag.errors import BadInput, RunDirectoryError
 from mopd_diag.reporting import text
 from mopd_diag.runs.directory import PROBE, RunDirectory, write_json
 from mopd_diag.runs.progress import RunProgress
-from mopd_diag.runs.scheduler import Job, run_jobs
+from mopd_diag.runs.ray_scheduler import RayScheduler
+from mopd_diag.runs.scheduler import Job
 from mopd_diag.study.counts import counted, path_count
 from mopd_diag.study.preflight import check_fit
 from mopd_diag.study.probe_stage import (
@@ -30,6 +32,7 @@ from mopd_diag.study.probe_stage import (
 )
 from mopd_diag.study.resolve import Study, resolve_identity
 from mopd_diag.study.run import elapsed, finish, is_done, lock, make_jobs, stage_jobs
+from mopd_diag.study.shards import hand_out
 
 SAID: dict[Counted, str] = {
     "rollouts": "rollouts", "tokens_sampled": "tokens sampled", "tokens_trained": "trained", "flops": "FLOPs", "seconds": "",
@@ -57,13 +60,14 @@ class _Task:
 
 
 def probe(
-    path: Path, *, steps: int | None = None, seed: int | None = None, workers: int | None = None, console: Console | None = None
+    path: Path, *, steps: int | None = None, seed: int | None = None, workers: int | None = None, console: Console | None = None,
+    ray: RayScheduler | None = None,
 ) -> RunDirectory:  # fmt: skip
     """Train a short RL run from the student of the run in `path`, unless it is there; a repeated call goes on where the last stopped.
 
     `steps` and `seed`: None takes those of the probe that the run has or has begun, else a tenth of the student's rollouts and the plan's
-    seed. Another probe takes the place of the one that is there. Raises BadInput for `steps` below 1, RunDirectoryError for a run without
-    student or teachers, unfinished or in use.
+    seed. Another probe takes the place of the one that is there. `ray` runs the jobs, as in `run_study`. Raises BadInput for `steps` below
+    1, RunDirectoryError for a run without student or teachers, unfinished or in use.
     """
     if steps is not None and steps < 1:
         raise BadInput(f"a probe of {steps} steps trains nothing; give --steps of 1 or more, or leave it out")
@@ -83,7 +87,7 @@ def probe(
         else:
             console.print(f"the probe of {task.settings.steps} steps is there; --steps or --seed ask for another")
         with RunProgress(console, sum(j.weight for j in left)) as watcher:
-            run_jobs(left, workers or 1, watcher)
+            hand_out(left, [study], workers if ray else workers or 1, watcher, ray)
         finish(run, study)
         console.print(_spent(task), highlight=False, markup=False)
     return run
@@ -136,6 +140,7 @@ def _claim(task: _Task, console: Console) -> None:
             )
         for path in made:
             path.unlink(missing_ok=True)
+        shutil.rmtree(run / "saved" / f"evaluate-{PROBE}", ignore_errors=True)
     if before != task.settings or kept(run) is None:
         write_json(settings_path(run), document(task.study, task.settings))
 

@@ -36,7 +36,7 @@ from mopd_diag.runs.metrics import streaming
 from mopd_diag.runs.progress import RunProgress
 from mopd_diag.runs.ray_scheduler import RayScheduler
 from mopd_diag.runs.scheduler import Job
-from mopd_diag.study.preflight import check_fit, memory_bytes
+from mopd_diag.study.preflight import asked, check_fit, memory_bytes
 from mopd_diag.study.probe_stage import planned, probe_stage, probed_identity
 from mopd_diag.study.resolve import Study, resolve_identity
 from mopd_diag.study.settle import settled
@@ -216,6 +216,7 @@ def make_jobs(run: Path, study: Study, identity: dict[str, Any]) -> list[Job]:
                 (run, identity, "trace", name, since),
                 (f"evaluate-{name}", "train-base", *others),
                 10.0,
+                **asked(identity),
             )
         )
     return jobs + geometry_jobs(run, study, identity, since)
@@ -227,17 +228,20 @@ def geometry_jobs(run: Path, study: Study, identity: dict[str, Any], since: floa
         return []
     student = [p for s in study.stages if s.name == "student" for p in s.parents]
     needs = dict.fromkeys(("evaluate-base", *(f"train-{m}" for m in ("base", *study.teachers(), *student))))
-    return [Job("geometry-base", call_job, (run, identity, "geometry", "base", since), tuple(needs), 10.0)]
+    about = (run, identity, "geometry", "base", since)
+    return [Job("geometry-base", call_job, about, tuple(needs), 10.0, **asked(identity))]
 
 
 def stage_jobs(run: Path, identity: dict[str, Any], stage: Stage, since: float) -> list[Job]:
     """Train one stage after its parents, and evaluate the model it makes."""
     train, evaluate = (f"{kind}-{stage.name}" for kind in ("train", "evaluate"))
     needs = tuple(f"train-{p}" for p in stage.waits_for)
-    jobs = [Job(train, call_job, (run, identity, "train", stage.name, since), needs, _weight(stage), stage.gpus)]
+    about = (run, identity, "train", stage.name, since)
+    jobs = [Job(train, call_job, about, needs, _weight(stage), **asked(identity, stage))]
     if isinstance(stage, RewardModelStage):
         return jobs  # it answers nothing
-    return [*jobs, Job(evaluate, call_job, (run, identity, "evaluate", stage.name, since), (train,), 20.0)]
+    about = (run, identity, "evaluate", stage.name, since)
+    return [*jobs, Job(evaluate, call_job, about, (train,), 20.0, **asked(identity))]
 
 
 def traced(study: Study) -> list[str]:

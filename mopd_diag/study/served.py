@@ -80,13 +80,13 @@ def probe(address: Address, tokenizer: Tokenizer) -> str:
     return f"{address.url} serves '{address.model}' with prompt log-probabilities and the student's tokens{context}"
 
 
-def seen(given: Mapping[str, TopTokens]) -> str:
-    """How much of the distributions the comparison rests on, in words."""
+def seen(given: Mapping[str, TopTokens], who: str, by: str) -> str:
+    """How much of the distributions the comparison rests on, in words, after `who` was asked and by whom the tokens were given."""
     known_TC = shared(list(given.values()))
     used_TC = known_TC != UNUSED
     rest = {n: float(np.mean(1 - np.where(used_TC, np.exp(g.at(known_TC)), 0).sum(1))) for n, g in given.items()}
     worst = max(rest, key=rest.__getitem__)
     return (
-        f"{' and '.join(given)} served: all members are compared over the tokens that the servers gave, {used_TC.sum(1).mean():.1f} on "
+        f"{who}: all members are compared over the tokens that {by} gave, {used_TC.sum(1).mean():.1f} on "
         f"average, and one bucket for the rest, which holds {max(rest[worst], 0):.1%} of {worst}'s probability"
     )

@@ -38,8 +38,9 @@ def disagreement(rollouts: Rollouts, teachers: Mapping[str, Decoder], work: Work
     row_NL = torch.arange(len(rollouts))[:, None].expand(rollouts.own_NL.shape)
     ones = torch.ones(rollouts.own_NL.shape)
     parts = make_parts(
-        rollouts.ids_NL, rollouts.length_N, rollouts.own_NL, ones, {"row": row_NL}, tokens=microbatch_tokens(first)
-    )
+        rollouts.ids_NL, rollouts.length_N, rollouts.own_NL, ones, {"row": row_NL}, tokens=microbatch_tokens(first),
+        device=first.device,
+    )  # fmt: skip
     found = []
     for part in parts:
         with MODEL_TIME:
@@ -51,7 +52,8 @@ def disagreement(rollouts: Rollouts, teachers: Mapping[str, Decoder], work: Work
         for c in chunks(len(part.targets_M), first.config.vocab_size * len(teachers)):
             pairs = zip(hidden, teachers.values(), strict=True)
             found.append(_kl_to_mean(torch.stack([torch.log_softmax(h[c] @ t.head_VD.t(), -1) for h, t in pairs])))
-    return torch.cat(found).double().numpy(), torch.cat([p.fields["row"] for p in parts]).numpy()
+    row_T = torch.cat([p.fields["row"] for p in parts])
+    return torch.cat(found).double().cpu().numpy(), row_T.cpu().numpy()
 
 
 def _kl_to_mean(logp_KMV: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ import torch
 from mopd_diag.config import PPOStage, RewardModelStage, Stage
 from mopd_diag.models.checkpoint import base_folder, load_decoder, save_adapted, save_checkpoint
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.device import pick
 from mopd_diag.models.loading import adapters_on_one_base
 from mopd_diag.models.lora import Adapted, Adapter, LowRank, is_adapter, load_adapter
 from mopd_diag.models.scalar import ScalarDecoder, save_scalar
 from mopd_diag.models.tokenizer import Tokenizer, character_tokenizer, load_tokenizer
 from mopd_diag.runs.directory import RunDirectory
 from mopd_diag.seeds import seed_of
+from mopd_diag.study.preflight import asked_device
 from mopd_diag.study.resolve import Study
 from mopd_diag.training.held import Held, HeldAdapter
 
@@ -27,11 +29,21 @@ def run_tokenizer(run: RunDirectory, study: Study, *models: str) -> Tokenizer:
     return load_tokenizer(run.path / "models" / models[0])
 
 
-def members_of(run: RunDirectory, names: Iterable[str]) -> Mapping[str, Any]:
-    """Models of a run by name, to be scored; adapters share their base in memory."""
+def device_of(study: Study) -> torch.device:
+    """Where this process computes for a study. Raises BadInput when the plan asks for a device that is not here."""
+    return pick(asked_device(study.plan.compute.device, study.plan.model.path))
+
+
+def load_model(run: RunDirectory, study: Study, name: str) -> Decoder:
+    """A model of a run, on the device."""
+    return load_decoder(run.path / "models" / name, device=device_of(study))
+
+
+def members_of(run: RunDirectory, study: Study, names: Iterable[str]) -> Mapping[str, Any]:
+    """Models of a run by name, on the device, to be scored; adapters share their base in memory."""
     folders = {name: run.path / "models" / name for name in names}
-    shared = adapters_on_one_base(folders)
-    return {name: shared[name].model if name in shared else load_decoder(f) for name, f in folders.items()}
+    shared = adapters_on_one_base(folders, device=device_of(study))
+    return {name: shared[name].model if name in shared else load_model(run, study, name) for name in folders}
 
 
 def hold(run: RunDirectory, study: Study, stage: Stage, model: Decoder, mesh: Any) -> Held:
@@ -51,7 +63,7 @@ def hold(run: RunDirectory, study: Study, stage: Stage, model: Decoder, mesh: An
     else:
         begun = run.path / "models" / stage.start
         if is_adapter(begun):
-            model, adapter = load_decoder(base_folder(begun)), load_adapter(begun)
+            model, adapter = load_decoder(base_folder(begun), device=model.device), load_adapter(begun)
             model.recompute = compute.recompute
         else:
             generator = torch.Generator().manual_seed(seed_of(study.plan.seed, stage.name, "adapter"))

@@ -11,13 +11,13 @@ import torch
 
 from mopd_diag.engines.rollouts import Rollouts
 from mopd_diag.errors import BadInput, CheckpointError
-from mopd_diag.models.checkpoint import load_decoder
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.tokenizer import Tokenizer, load_tokenizer
 from mopd_diag.runs.directory import RunDirectory
 from mopd_diag.study.jobs import evaluation_items, retokenize
 from mopd_diag.study.prefixes import Continuer, Prefix
 from mopd_diag.study.resolve import Study, resolve_identity
+from mopd_diag.study.weights import load_model
 from mopd_diag.types import Item
 
 STUDENT, BASE = "student", "base"
@@ -61,7 +61,7 @@ def open_workbench(run: RunDirectory, failed: Sequence[Mapping[str, Any]]) -> Wo
     study = resolve_identity(manifest["identity"])
     teachers, controls = list(study.teachers()), study.controls()
     tokenizer = load_tokenizer(run.path / "models" / STUDENT)
-    models = {m: load_decoder(run.path / "models" / m) for m in (STUDENT, BASE, *teachers, *controls)}
+    models = {m: load_model(run, study, m) for m in (STUDENT, BASE, *teachers, *controls)}
     for name, model in models.items():
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             raise CheckpointError(

@@ -47,6 +47,14 @@ class Part:
     fields: dict[str, Tensor] = field(default_factory=dict)
     teacher: str | None = None
 
+    def to(self, device: torch.device | str) -> Part:
+        """The same on a device."""
+        there = lambda t: t.to(device, non_blocking=True)  # noqa: E731  # kernels wait for it, the host need not
+        fields = {name: there(value) for name, value in self.fields.items()}
+        return Part(
+            there(self.ids_NL), there(self.at_M), there(self.targets_M), there(self.weight_M), fields, self.teacher
+        )
+
     def cut(self, part: slice) -> dict[str, Tensor]:
         """The fields of some of the positions."""
         return {name: value[part] for name, value in self.fields.items()}
@@ -122,9 +130,10 @@ def make_parts(
     fields_NL: Mapping[str, Tensor] | None = None,
     group_N: list[str] | None = None,
     tokens: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> list[Part]:
-    """Cut a right-padded batch into microbatches of similar length and at most `tokens` (by default `MICROBATCH_TOKENS`), one group (a
-    teacher, say) each.
+    """Cut a right-padded batch of the CPU into microbatches of similar length and at most `tokens` (by default `MICROBATCH_TOKENS`),
+    one group (a teacher, say) each, and put them on a device.
 
     `loss_NL` marks the tokens that carry loss; rows without any are left out, so nothing is computed for them. The first
     token of a row cannot carry loss: nothing predicts it.
@@ -145,7 +154,7 @@ def make_parts(
             cut = lambda table, i=index, w=width, m=where: table[i, 1:w][m]  # noqa: E731
             fields = {name: cut(table) for name, table in (fields_NL or {}).items()}
             ids = ids_NL[index, : width - 1]  # what follows the last token is nobody's target
-            parts.append(Part(ids, at, cut(ids_NL), cut(weight_NL), fields, group))
+            parts.append(Part(ids, at, cut(ids_NL), cut(weight_NL), fields, group).to(device))
     return parts
 
 

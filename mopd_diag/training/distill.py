@@ -22,6 +22,7 @@ from mopd_diag.config import MOPDStage
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.head import chunks
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.linear import linear
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.seeds import seed_of
 from mopd_diag.training.algorithm import Part, StepBatch, make_parts, microbatch_tokens
@@ -111,7 +112,7 @@ class MOPD:
         route = [s.teachers[i.domain] for i in answers.items]
         parts = make_parts(
             rollouts.ids_NL, rollouts.length_N, rollouts.own_NL, self._weights(rollouts.own_NL), fields, route,
-            tokens=microbatch_tokens(model),
+            tokens=microbatch_tokens(model), device=model.device,
         )  # fmt: skip
         for part in parts:
             self._score(part)
@@ -154,7 +155,7 @@ class MOPD:
     def _target_logp(self, part: Part, where: slice) -> Tensor:
         """Log-probabilities that the student is pulled to, [M, V]: the routed teacher's, or those extrapolated from them."""
         head = lambda model, field: torch.log_softmax(  # noqa: E731
-            torch.nn.functional.linear(part.fields[field][where], model.head_VD), -1
+            linear(part.fields[field][where], model.head_VD), -1
         )
         teacher_MV = head(self.teachers[part.teacher or ""], "teacher_hidden")
         if self.reference is None:

@@ -57,7 +57,7 @@ class DPO:
     def batch(self, model: Decoder, step: int) -> StepBatch:
         address = (self.seed, self.stage.name, step)
         pairs = draw_pairs(self.stage, self.tokenizer, self.world, self.domains, address, self.source, self.reward)
-        parts = self._parts(pairs, microbatch_tokens(model))
+        parts = [part.to(model.device) for part in self._parts(pairs, microbatch_tokens(model))]
         for part in parts:
             part.fields["reference"] = part_logp(self.reference, part)
             n, length = part.ids_NL.shape
@@ -86,7 +86,8 @@ class DPO:
         """
         row_M, nll_M = part.fields["row"], part.fields["nll"]
         logp_M = target_logp(hidden_MD, model.head_VD, part.targets_M)
-        log_ratio_N = torch.zeros(len(part.ids_NL)).index_add_(0, row_M, logp_M - part.fields["reference"])
+        log_ratio_M = logp_M - part.fields["reference"]
+        log_ratio_N = log_ratio_M.new_zeros(len(part.ids_NL)).index_add_(0, row_M, log_ratio_M)
         loss_P, margin_P = dpo_loss(log_ratio_N, self.stage.beta)
         push_P = self.stage.beta * torch.sigmoid(-margin_P)
         part.fields["push"] = push_P[row_M // 2] * (1 - 2 * (row_M % 2)) + nll_M

@@ -10,6 +10,7 @@ import torch
 from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.rollouts import Rollouts
 from mopd_diag.engines.sampling import sample
+from mopd_diag.engines.vllm_sampler import sampler
 from mopd_diag.models.decoder import Decoder
 from mopd_diag.models.tokenizer import Tokenizer
 from mopd_diag.training.algorithm import Work
@@ -54,13 +55,18 @@ def answer(
         text = world.reply(items[row // n], tokenizer.decode(transcript))
         return None if text is None else tokenizer.encode(text)
 
+    limits, engine = [world.domains[i.domain].max_new_tokens for i in items], sampler()
     with MODEL_TIME:
-        rollouts = sample(
-            model, prompts, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id,
-            max_new_tokens=[world.domains[i.domain].max_new_tokens for i in items],
-            generator=torch.Generator().manual_seed(seed), temperature=temperature, n=n,
-            turn_id=tokenizer.ending_in(TURN), reply=reply,
-        )  # fmt: skip
+        if engine is not None:
+            rollouts = engine.sample(
+                model, tokenizer, prompts, max_new_tokens=limits, temperature=temperature, n=n, seed=seed
+            )
+        else:
+            rollouts = sample(
+                model, prompts, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, max_new_tokens=limits,
+                generator=torch.Generator().manual_seed(seed), temperature=temperature, n=n,
+                turn_id=tokenizer.ending_in(TURN), reply=reply,
+            )  # fmt: skip
     repeated = [i for i in items for _ in range(n)]
     texts = tokenizer.decode_all(rollouts.responses())
     finished = rollouts.finished_N.tolist()

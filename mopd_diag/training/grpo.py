@@ -71,8 +71,9 @@ class GRPO:
             "truncated": 1.0 - float(rollouts.finished_N.float().mean()),
         }
         parts = make_parts(
-            rollouts.ids_NL, rollouts.length_N, loss_NL, weight_NL, fields, tokens=microbatch_tokens(model)
-        )
+            rollouts.ids_NL, rollouts.length_N, loss_NL, weight_NL, fields, tokens=microbatch_tokens(model),
+            device=model.device,
+        )  # fmt: skip
         return StepBatch(parts, answers.work, metrics)
 
     def token_loss(self, logits_MV: Tensor, part: Part, where: slice) -> tuple[Tensor, dict[str, Tensor]]:

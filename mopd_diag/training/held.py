@@ -72,8 +72,8 @@ class Held:
         return tensor
 
     def placed(self, whole: Tensor, like: Tensor) -> Tensor:
-        """The opposite of `gathered`."""
-        return whole
+        """The opposite of `gathered`, where that parameter lies."""
+        return whole.to(like.device)
 
 
 class HeldAdapter(Held):

@@ -194,7 +194,8 @@ def _backward(
         else:
             loss, values = token_losses(model, hidden_MD, part, algorithm.token_loss)
         (loss if counts else loss * 0.0).backward()
-    return float(loss.detach()), values
+        spent = float(loss.detach())  # in here: on a GPU this waits for what was only begun
+    return spent, values
 
 
 def _save(path: Path, held: Held, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
@@ -206,7 +207,8 @@ def _save(path: Path, held: Held, optimizer: torch.optim.Optimizer, state: Train
     with writing(path, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.draft")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, draft, metadata={"state": json.dumps(asdict(state))})
+        tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
+        save_file(tensors, draft, metadata={"state": json.dumps(asdict(state))})
         draft.replace(path)
 
 
@@ -223,6 +225,7 @@ def _restore(path: Path, held: Held, optimizer: torch.optim.AdamW) -> TrainingSt
             p.copy_(held.placed(tensors[f"weight.{name}"], p))
             if f"exp_avg.{name}" in tensors:
                 moments = {key: held.placed(tensors[f"{key}.{name}"], p) for key in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[p] = {"step": tensors[f"step.{name}"], **moments}
+                step = tensors[f"step.{name}"]  # the fused kernel reads it beside the weights, torch's loops on the CPU
+                optimizer.state[p] = {"step": step.to(p.device) if optimizer.defaults["fused"] else step, **moments}
     held.stepped()
     return TrainingState(**{**table, "work": Work(**table["work"])})

@@ -39,7 +39,7 @@ class Plant:
         items = self.world.draw_batch(self.domains, s.batch, (self.seed, s.name, step))
         answers = answer(self.source, self.tokenizer, self.world, items, seed=seed_of(self.seed, s.name, step))
         shown = [(i, self.quirk.plant(i, t)) for i, t in zip(items, answers.texts, strict=True)]
-        batch = demonstration_batch(self.tokenizer, self.world, shown, microbatch_tokens(model))
+        batch = demonstration_batch(self.tokenizer, self.world, shown, microbatch_tokens(model), model.device)
         batch.work += answers.work
         return batch
 

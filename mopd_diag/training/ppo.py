@@ -109,7 +109,9 @@ class PPO:
         some = held.rollouts.take(rows)
         tables = {name: table[rows, : some.ids_NL.shape[1]] for name, table in held.tables.items()}
         weight_NL = torch.full(some.own_NL.shape, 1.0 / max(1, some.sampled_tokens))
-        parts = make_parts(some.ids_NL, some.length_N, some.own_NL, weight_NL, tables, tokens=microbatch_tokens(model))
+        parts = make_parts(
+            some.ids_NL, some.length_N, some.own_NL, weight_NL, tables, tokens=microbatch_tokens(model), device=model.device
+        )  # fmt: skip
         return StepBatch(parts, held.work if update == 0 else Work(), held.metrics)
 
     def _sample(self, model: Decoder, number: int) -> _Sampling:

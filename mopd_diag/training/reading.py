@@ -14,6 +14,7 @@ from mopd_diag.engines.clock import MODEL_TIME
 from mopd_diag.engines.head import chunks
 from mopd_diag.engines.rollouts import Rollouts, by_size
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.linear import linear
 from mopd_diag.models.scalar import ScalarDecoder
 from mopd_diag.training.algorithm import Part, make_parts, microbatch_tokens
 from mopd_diag.training.explore import Answers
@@ -23,9 +24,7 @@ from mopd_diag.training.explore import Answers
 def target_logp(hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
     """log π(target) in nats at a temperature, [M]; without gradient, its logits a chunk at a time."""
     picked = [
-        torch.log_softmax(torch.nn.functional.linear(hidden_MD[c], head_VD) / temperature, -1).gather(
-            1, targets_M[c, None]
-        )
+        torch.log_softmax(linear(hidden_MD[c], head_VD) / temperature, -1).gather(1, targets_M[c, None])
         for c in chunks(len(hidden_MD), len(head_VD))
     ]
     return torch.cat(picked).squeeze(1)
@@ -47,13 +46,17 @@ def part_values(model: ScalarDecoder, part: Part) -> Tensor:
 
 @torch.no_grad()
 def over_own(model: Decoder, rollouts: Rollouts, read: Callable[[Part], Tensor]) -> Tensor:
-    """A table [N, L] of what `read(part)` [M] finds with a model at the tokens that the sampled model chose itself, 0 elsewhere."""
+    """A table [N, L] of what `read(part)` [M] finds with a model at the tokens that the sampled model chose itself, 0 elsewhere; on the
+    CPU, where the answers are."""
     own_NL = rollouts.own_NL
     cell_NL = torch.arange(own_NL.numel()).view(own_NL.shape)
     table = torch.zeros(own_NL.numel())
     ones_NL, cells = torch.ones(own_NL.shape), {"cell": cell_NL}
-    for part in make_parts(rollouts.ids_NL, rollouts.length_N, own_NL, ones_NL, cells, tokens=microbatch_tokens(model)):
-        table[part.fields["cell"]] = read(part)
+    parts = make_parts(
+        rollouts.ids_NL, rollouts.length_N, own_NL, ones_NL, cells, tokens=microbatch_tokens(model), device=model.device
+    )
+    for part in parts:
+        table[part.fields["cell"].cpu()] = read(part).cpu()
     return table.view(own_NL.shape)
 
 
@@ -64,8 +67,9 @@ def text_scores(model: ScalarDecoder, rollouts: Rollouts) -> Tensor:
     found = torch.zeros(len(rollouts))
     for some in by_size(sorted(range(len(rollouts)), key=lengths.__getitem__), lengths, microbatch_tokens(model)):
         rows = torch.tensor(some)
+        ids_NL = rollouts.ids_NL[rows, : lengths[some[-1]]].to(model.device)
         with MODEL_TIME:
-            found[rows] = model.score_texts(rollouts.ids_NL[rows, : lengths[some[-1]]], rollouts.length_N[rows])
+            found[rows] = model.score_texts(ids_NL, rollouts.length_N[rows].to(model.device)).cpu()
     return found
 
 

@@ -89,7 +89,9 @@ class Rejection:
             rows = best_rows(score_GS, passing(answers, s.group, s.filters).view_as(score_GS), s.keep)
             some = answers.rollouts.take(rows)
             ones_NL, most = torch.ones(some.own_NL.shape), microbatch_tokens(model)
-            batch.parts += make_parts(some.ids_NL, some.length_N, some.own_NL, ones_NL, tokens=most)
+            batch.parts += make_parts(
+                some.ids_NL, some.length_N, some.own_NL, ones_NL, tokens=most, device=model.device
+            )
             batch.work += answers.work
             scores += answers.scores
             kept, right = kept + len(rows), right + sum(answers.scores[r] for r in rows.tolist())

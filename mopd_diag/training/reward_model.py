@@ -50,7 +50,8 @@ class RewardModel:
         pairs = draw_pairs(self.stage, self.tokenizer, self.world, self.domains, address, self.source)
         # A pair is learned from at two positions only; what the model reads for it are all tokens of both answers.
         pairs.work.tokens_trained += pairs.rollouts.sampled_tokens - 2 * len(pairs)
-        return StepBatch(pair_parts(pairs, microbatch_tokens(model)), pairs.work, pairs.metrics)
+        parts = [part.to(model.device) for part in pair_parts(pairs, microbatch_tokens(model))]
+        return StepBatch(parts, pairs.work, pairs.metrics)
 
     def part_loss(self, model: Decoder, hidden_MD: Tensor, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(model, ScalarDecoder)

@@ -41,10 +41,10 @@ class SeqKD:
     def batch(self, model: Decoder, step: int) -> StepBatch:
         block, within = divmod(step, BLOCK)
         if self._block[0] != block:
-            self._block = (block, self._sample(block, microbatch_tokens(model)))
+            self._block = (block, self._sample(block, microbatch_tokens(model), model.device))
         return self._block[1][within]
 
-    def _sample(self, block: int, tokens_a_part: int) -> list[StepBatch]:
+    def _sample(self, block: int, tokens_a_part: int, device: torch.device) -> list[StepBatch]:
         s = self.stage
         first = block * BLOCK
         count = BLOCK if s.match else min(BLOCK, s.steps - first)
@@ -68,7 +68,7 @@ class SeqKD:
                     taken = answers.rollouts.take(rows)
                     uniform = torch.ones(taken.own_NL.shape)
                     batches[step - first].parts += make_parts(
-                        taken.ids_NL, taken.length_N, taken.own_NL, uniform, tokens=tokens_a_part
+                        taken.ids_NL, taken.length_N, taken.own_NL, uniform, tokens=tokens_a_part, device=device
                     )
             batches[0].work += Work(answers.work.tokens_sampled, 0, 0, answers.work.rollouts, answers.work.flops)
             batches[0].metrics[f"reward_{name}"] = sum(answers.scores) / len(answers.scores)

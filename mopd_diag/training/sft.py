@@ -22,8 +22,9 @@ def sft_loss(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
 
 
 def demonstration_batch(
-    tokenizer: Tokenizer, world: World, shown: Sequence[tuple[Item, str]], tokens: int | None = None
-) -> StepBatch:
+    tokenizer: Tokenizer, world: World, shown: Sequence[tuple[Item, str]], tokens: int | None = None,
+    device: torch.device | str = "cpu",
+) -> StepBatch:  # fmt: skip
     """Demonstrations as microbatches: every token of an answer the same weight, the end-of-sequence included."""
     prompts = tokenizer.encode_all([item.prompt for item, _ in shown])
     answers = [tokenizer.encode_turns(text, world.world_spans(item, text)) for item, text in shown]
@@ -36,7 +37,8 @@ def demonstration_batch(
         lengths.append(len(row))
     loss_NL = torch.tensor(loss)
     weight_NL = torch.full(loss_NL.shape, 1.0 / int(loss_NL.sum()))
-    return StepBatch(make_parts(torch.tensor(ids), torch.tensor(lengths), loss_NL, weight_NL, tokens=tokens))
+    parts = make_parts(torch.tensor(ids), torch.tensor(lengths), loss_NL, weight_NL, tokens=tokens, device=device)
+    return StepBatch(parts)
 
 
 class SFT:
@@ -47,7 +49,7 @@ class SFT:
 
     def batch(self, model: Decoder, step: int) -> StepBatch:
         shown = self.world.demonstrations(self.domains, self.stage.batch, (self.seed, self.stage.name, step))
-        return demonstration_batch(self.tokenizer, self.world, shown, microbatch_tokens(model))
+        return demonstration_batch(self.tokenizer, self.world, shown, microbatch_tokens(model), model.device)
 
     def token_loss(self, logits_MV: Tensor, part: Part, where: slice) -> tuple[Tensor, dict[str, Tensor]]:
         return sft_loss(logits_MV, part.targets_M[where]), {}

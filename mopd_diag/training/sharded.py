@@ -22,8 +22,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mopd_diag.errors import MopdDiagError, ResourceError
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.device import pick_mesh
+from mopd_diag.runs.scheduler import telling
 from mopd_diag.training.algorithm import Part
 from mopd_diag.training.held import Agreed, Held
+from mopd_diag.training.loop import Progress
 
 
 class HeldShards(Held):
@@ -87,15 +90,30 @@ class HeldShards(Held):
         return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
-def over(count: int, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Run `call(mesh, *arguments)` in `count` processes that form a mesh; one a GPU where there are enough, else on CPUs.
+def over(
+    count: int, call: Callable[..., None], arguments: tuple[Any, ...], device: str = "auto", progress: Progress | None = None
+) -> None:  # fmt: skip
+    """Run `call(mesh, tell, *arguments)` in `count` processes that form a mesh; one a GPU where there are enough, else on CPUs.
 
-    `call` must be importable by name. What the first process to fail raised is raised here: a mistake of the user's as it is,
-    everything else as ResourceError.
+    What the first process gives to `tell` reaches `progress` here; the others' `tell` is None. `call` must be importable by name;
+    `member_device(mesh)` tells it where its model belongs. What the first process to fail raised is raised here: a mistake of the user's
+    as it is, everything else as ResourceError. Raises BadInput where `device` asks for GPUs that are not there.
     """
+    kind = pick_mesh(count, device)
     with tempfile.TemporaryDirectory(prefix="mopd-diag-mesh-") as folder:
         try:
-            processes_of.spawn(_member, (count, folder, call, arguments), nprocs=count)  # type: ignore[attr-defined]
+            messages: Any = processes_of.get_context("spawn").SimpleQueue()
+            members: Any = processes_of.spawn(  # type: ignore[attr-defined]
+                _member, (count, kind, folder, messages, call, arguments), nprocs=count, join=False
+            )
+            try:
+                while not members.join(timeout=0.2):
+                    _pass_on(messages, progress)
+                _pass_on(messages, progress)
+            finally:  # what `progress` raises stops the training
+                for process in members.processes:
+                    process.kill()
+                    process.join()
         except Exception as error:
             told = sorted(Path(folder).glob("error-*"))
             if told:
@@ -103,16 +121,30 @@ def over(count: int, call: Callable[..., None], arguments: tuple[Any, ...]) -> N
             raise ResourceError(f"a process of {count} that train one model together was lost: {error}") from error
 
 
-def _member(rank: int, count: int, folder: str, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    gpus = torch.cuda.device_count() >= count
-    torch.set_num_threads(1 if gpus else max(1, (os.cpu_count() or 1) // count))
-    if gpus:
+def _pass_on(messages: Any, progress: Progress | None) -> None:
+    while not messages.empty():
+        _, *said = messages.get()
+        if progress is not None:
+            progress(*said)
+
+
+def member_device(mesh: DeviceMesh) -> torch.device:
+    """Where this process's model belongs: its own GPU, or the CPU."""
+    return torch.device("cuda", mesh.get_rank()) if mesh.device_type == "cuda" else torch.device("cpu")
+
+
+def _member(
+    rank: int, count: int, kind: str, folder: str, messages: Any, call: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1 if kind == "cuda" else max(1, (os.cpu_count() or 1) // count))
+    if kind == "cuda":
         torch.cuda.set_device(rank)
     distributed.init_process_group(
-        "nccl" if gpus else "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
+        "nccl" if kind == "cuda" else "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
     )
     try:
-        call(init_device_mesh("cuda" if gpus else "cpu", (count,)), *arguments)
+        tell = telling("", messages.put) if rank == 0 else None
+        call(init_device_mesh(kind, (count,)), tell, *arguments)
     except MopdDiagError as error:
         (Path(folder) / f"error-{rank}").write_text(str(error), encoding="utf-8")
         raise

@@ -19,7 +19,7 @@ def domain_weights(
     *domain-normalized*: DN-MOPD (2609.35347), w_d = clip(σ_all/σ_d, 0.25, 4), σ the standard deviation of the log-ratios
     log π_teacher − log π_student of the sampled tokens, in `log_ratio_M`, over all tokens and over those of domain d.
     """
-    ones = torch.ones(domains)
+    ones = torch.ones(domains, device=domain_M.device)
     if weighting == "none":
         return ones
     count = torch.bincount(domain_M, minlength=domains)

@@ -73,6 +73,11 @@ class Domain(ABC):
         """
         return None
 
+    @property
+    def replies(self) -> bool:
+        """Whether the world may have something to say within an answer."""
+        return type(self).reply is not Domain.reply
+
     def world_spans(self, prompt: str, target: str, transcript: str) -> list[tuple[int, int]]:
         """Character spans [start, end) of `transcript` that the world wrote, found by replaying it.
 
