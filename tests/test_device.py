@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ from mopd_diag.models.loading import load
 from mopd_diag.models.lora import Adapted, Adapter, LowRank
 from mopd_diag.models.scalar import ScalarDecoder, load_scalar, save_scalar
 from mopd_diag.runs import scheduler
+from mopd_diag.training import algorithm
 from mopd_diag.training.distill import MOPD
 from mopd_diag.training.dpo import DPO
 from mopd_diag.training.explore import answer
@@ -88,6 +90,17 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert pick() == pick("cuda") == torch.device("cuda", 0) and pick("cuda:1") == torch.device("cuda", 1)
     assert pick("cpu") == torch.device("cpu")
     assert [pick_mesh(n) for n in (1, 2, 3)] == ["cuda", "cuda", "cpu"] and pick_mesh(2, "cpu") == "cpu"
+
+
+def test_a_gpu_does_more_at_once_the_more_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {0: 139, 1: 16, 2: 4}  # GiB
+    properties = lambda d: SimpleNamespace(total_memory=sizes[d.index] << 30)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert [devices.room(torch.device("cuda", i)) for i in sizes] == [17, 2, 1]
+    assert devices.room(torch.device("cpu")) == 1
+    model, plain = decoder(), algorithm.microbatch_tokens(decoder())
+    monkeypatch.setattr(algorithm, "room", lambda device: 17)
+    assert algorithm.microbatch_tokens(model) == 17 * plain
 
 
 def test_workers_of_one_machine_share_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from mopd_diag.models.device import room
 from mopd_diag.models.linear import QUANTUM, linear
 
 CHUNK_ELEMENTS = 1 << 22
@@ -19,9 +20,9 @@ ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 """(logits_mV of a chunk, which of the M positions) → weighted losses [m], and detached values [m] to report."""
 
 
-def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of the positions whose logits fit in `CHUNK_ELEMENTS`."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+def chunks(positions: int, vocabulary: int, device: torch.device | None = None) -> Iterator[slice]:
+    """Slices of the positions whose logits fit in `CHUNK_ELEMENTS`, or on a device in as many times that as it has room for."""
+    size = max(1, CHUNK_ELEMENTS * (1 if device is None else room(device)) // vocabulary)
     for start in range(0, positions, size):
         yield slice(start, min(start + size, positions))
 
@@ -34,7 +35,7 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden_MD)
         grad_head = torch.zeros_like(head_VD) if ctx.needs_input_grad[1] else None
         total = hidden_MD.new_zeros(())
-        for part in chunks(hidden_MD.shape[0], head_VD.shape[0]):
+        for part in chunks(hidden_MD.shape[0], head_VD.shape[0], hidden_MD.device):
             logits = linear(hidden_MD[part], head_VD).requires_grad_()
             with torch.enable_grad():
                 losses, values = loss(logits, part)

@@ -32,7 +32,7 @@ def answer_logp(rollouts: Rollouts, model: Any) -> list[Tensor]:
         hidden_MD = model.hidden_at(ids_NL[:, :-1], where.flatten().nonzero().squeeze(-1))
         picked = [
             torch.log_softmax(linear(hidden_MD[part], model.head_VD).float(), -1).gather(1, targets_M[part, None])
-            for part in chunks(len(targets_M), model.head_VD.shape[0])
+            for part in chunks(len(targets_M), model.head_VD.shape[0], model.device)
         ]
         for row, logp in zip(some, torch.cat(picked).squeeze(1).cpu().split(counts), strict=True):
             found[row] = logp

@@ -81,7 +81,7 @@ def _picked(hidden_MD: Tensor, head_VD: Tensor, at_Q: Tensor, target_Q: Tensor) 
     """log p of each target at its position, and whether it is the likeliest; logits exist for one chunk of positions at a time."""
     logp_Q = torch.empty(len(at_Q), dtype=torch.float64)
     greedy_Q = torch.empty(len(at_Q), dtype=torch.bool)
-    for part in chunks(len(hidden_MD), head_VD.shape[0]):
+    for part in chunks(len(hidden_MD), head_VD.shape[0], head_VD.device):
         mine = ((at_Q >= part.start) & (at_Q < part.stop)).nonzero().squeeze(-1)
         row, target = at_Q[mine] - part.start, target_Q[mine]
         logits_mV = linear(hidden_MD[part], head_VD).float()

@@ -18,6 +18,7 @@ from torch import Tensor
 from mopd_diag.engines.rollouts import Rollouts, join
 from mopd_diag.engines.stepper import Stepper
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.device import room
 
 Reply = Callable[[int, list[int]], list[int] | None]
 """What the world answers when row `i` has just sampled the turn token: ids to append, or None to let the model go on."""
@@ -79,11 +80,11 @@ def _at_once(model: Decoder, prompts: int, n: int, columns: int) -> int:
     size = model.embed.element_size()
     row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * columns * size
     weights = size * sum(p.numel() for p in model.parameters())
-    room = CACHE_BYTES
+    at_once = CACHE_BYTES
     if model.embed.device.type != "cpu" or weights > CACHE_BYTES:
         # Weights that do not fit there are read anew each turn: few turns are best. A draw holds three tables over the vocabulary.
-        room, row = TURN_BYTES, row + 16 * c.vocab_size
-    turns = math.ceil(prompts * n * row / room)
+        at_once, row = TURN_BYTES * room(model.device), row + 16 * c.vocab_size
+    turns = math.ceil(prompts * n * row / at_once)
     return math.ceil(prompts / turns)
 
 

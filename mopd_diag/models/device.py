@@ -53,3 +53,11 @@ def gpus() -> int:
 def device_name(device: torch.device) -> str:
     """For the ledger: `cpu`, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def room(device: torch.device) -> int:
+    """How many times a CPU core's share of work is done at once on a device: one for every 8 GiB that a GPU has.
+
+    The CPU's shares fit its caches; with them a large GPU would only wait for its kernels to be started. Not tuned on a GPU.
+    """
+    return max(1, torch.cuda.get_device_properties(device).total_memory >> 33) if device.type == "cuda" else 1

@@ -15,6 +15,7 @@ from torch import Tensor
 from mopd_diag.engines.head import head_loss
 from mopd_diag.engines.rollouts import by_size
 from mopd_diag.models.decoder import Decoder
+from mopd_diag.models.device import room
 
 MICROBATCH_TOKENS = 2048
 """Padded tokens of one forward and backward pass: on CPUs, larger leaves the cache and smaller pays per call."""
@@ -29,7 +30,7 @@ def microbatch_tokens(model: Decoder) -> int:
     """
     c = model.config
     a_token = c.num_hidden_layers * (14 * c.hidden_size + 4 * c.intermediate_size) * model.embed.element_size()
-    return max(1, min(MICROBATCH_TOKENS, ACTIVATION_BYTES // a_token))
+    return max(1, room(model.device) * min(MICROBATCH_TOKENS, ACTIVATION_BYTES // a_token))
 
 
 @dataclass(slots=True)

@@ -147,7 +147,7 @@ class MOPD:
             if self.stage.form == "sampled" or self.stage.weighting == "domain-normalized":
                 logp = [
                     self._target_logp(part, c).gather(1, part.targets_M[c, None]).squeeze(1)
-                    for c in chunks(len(part.targets_M), teacher.config.vocab_size)
+                    for c in chunks(len(part.targets_M), teacher.config.vocab_size, teacher.device)
                 ]
                 part.fields["teacher"] = torch.cat(logp)
 

@@ -25,7 +25,7 @@ def target_logp(hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, temperatu
     """log π(target) in nats at a temperature, [M]; without gradient, its logits a chunk at a time."""
     picked = [
         torch.log_softmax(linear(hidden_MD[c], head_VD) / temperature, -1).gather(1, targets_M[c, None])
-        for c in chunks(len(hidden_MD), len(head_VD))
+        for c in chunks(len(hidden_MD), len(head_VD), hidden_MD.device)
     ]
     return torch.cat(picked).squeeze(1)
 
