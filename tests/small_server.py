@@ -86,7 +86,7 @@ def running(server: SmallServer) -> Iterator[SmallServer]:
                     self.give_bytes(*failure)
                 elif document["model"] != server.name:
                     self.give(404, {"error": {"message": f"The model `{document['model']}` does not exist."}})
-                elif document["prompt_logprobs"] > server.most:
+                elif document.get("prompt_logprobs", 0) > server.most:
                     self.give(
                         400, {"error": {"message": f"prompt logprobs of {document['prompt_logprobs']} > {server.most}"}}
                     )

@@ -18,6 +18,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
+from test_lora import moved
 from tiny import TOKENIZER, decoder
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,6 +27,7 @@ from mopd_diag.engines.harness import TorchLM, Wish, load_words
 from mopd_diag.errors import BadInput, CheckpointError, RunDirectoryError
 from mopd_diag.models.checkpoint import save_checkpoint
 from mopd_diag.models.loading import load
+from mopd_diag.models.lora import save_adapter
 from mopd_diag.records.read import read_records
 from mopd_diag.runs.directory import RunDirectory
 from mopd_diag.study.compare import compare
@@ -336,9 +338,9 @@ def test_two_tasks_about_one_domain_are_refused(tmp_path: Path):
 
 def test_what_cannot_be_evaluated_is_refused_in_one_line(cast: Path, tmp_path: Path):
     served = tmp_path / "served.toml"
-    served.write_text(cast.read_text().replace('path = "math"', 'url = "http://127.0.0.1:9/v1"\nmodel = "m"'))
+    served.write_text(cast.read_text().replace('path = "control"', 'url = "http://127.0.0.1:9/v1"\nmodel = "m"'))
     stack = ["mopd_micro_stack"]
-    with pytest.raises(BadInput, match="teacher-math is a served model"):
+    with pytest.raises(BadInput, match="student: got a served model"):
         evaluate(served, stack, tmp_path / "out")
     gone = tmp_path / "gone.toml"
     gone.write_text(cast.read_text())
@@ -356,3 +358,22 @@ def test_without_lm_eval_the_extra_is_named(cast: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr("mopd_diag.study.eval_tasks.find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"pip install 'mopd-diag\[eval\]'"):
         evaluate(cast, ["mopd_micro_stack"], tmp_path / "out")
+
+
+def test_an_adapter_is_evaluated_on_its_base_or_refused_by_name(cast: Path, tmp_path: Path):
+    """It brought no tokenizer of its own, and names a folder that is not here, so the cast's base stands in."""
+    for name in ("base", "control"):
+        save_checkpoint(decoder(), TOKENIZER, tmp_path / name)
+    save_adapter(moved(decoder(), 0), tmp_path / "math", "somewhere/else")
+    (tmp_path / "cast.toml").write_text(CAST)
+    found = evaluate(tmp_path / "cast.toml", ["mopd_micro_stack"], tmp_path / "out", Settings(limit=4))
+    assert set(found.accuracy) == {"base", "student", "teacher-math"}
+    save_adapter(moved(decoder(hidden_size=32), 0), tmp_path / "math", "somewhere/else")
+    with pytest.raises(CheckpointError, match="teacher-math: the adapter belongs to another base"):
+        evaluate(tmp_path / "cast.toml", ["mopd_micro_stack"], tmp_path / "out", Settings(limit=4))
+
+
+def test_outside_a_repository_nobody_hears_of_git(cast: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate(cast, ["mopd_micro_stack"], tmp_path / "out", Settings(limit=2))
+    assert "fatal" not in capfd.readouterr().err

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mopd_diag.cli.shared import Json, app, emit, stderr, stdout
+from mopd_diag.cli.shared import Device, Json, app, emit, stderr, stdout
 from mopd_diag.errors import BadInput
 
 
@@ -43,6 +43,7 @@ def evaluate(
         bool, typer.Option("--allow-network", help="Let tasks download their data.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of sampled answers and of few-shot examples.")] = 0,
+    device: Device = "auto",
     json_: Json = False,
 ) -> None:  # fmt: skip
     """lm-eval over every model of a cast, each answer kept; compare, caps and report read the results."""
@@ -52,7 +53,7 @@ def evaluate(
     from mopd_diag.study.evals import Settings
     from mopd_diag.study.evals import evaluate as evaluated
 
-    settings = Settings(limit, samples, temperature, num_fewshot, apply_chat_template, seed, batch_size)
+    settings = Settings(limit, samples, temperature, num_fewshot, apply_chat_template, seed, batch_size, device)
     console = stderr()
     with console.status("evaluating") as status:
         found = evaluated(

@@ -14,7 +14,7 @@ class Asked:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._found: dict[str, dict[str, Any]] = {}
+        self._found: dict[str, Any] = {}
         whole = path.read_bytes() if path.is_file() else b""
         whole = whole[: whole.rfind(b"\n") + 1]
         for line in whole.splitlines():
@@ -29,14 +29,10 @@ class Asked:
     def __contains__(self, key: str) -> bool:
         return key in self._found
 
-    def __getitem__(self, key: str) -> dict[str, Any]:
+    def __getitem__(self, key: str) -> Any:
         return self._found[key]
 
-    def put(self, key: str, answer: dict[str, Any]) -> None:
+    def put(self, key: str, answer: Any) -> None:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([key, answer]) + "\n")
         self._found[key] = answer
-
-    def drop(self) -> None:
-        """The task is done, and its results are elsewhere."""
-        self.path.unlink(missing_ok=True)

@@ -18,6 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from mopd_diag.errors import BadInput
 
+DEFAULT_LENGTH = 2048
+"""Context of a model that names none, as lm-eval's `hf` assumes."""
 DEFAULT_NEW = 256
 SAMPLING_ROWS = 256
 SHAPING = {
@@ -89,7 +91,7 @@ class TextLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return str(self.path).replace("/", "__")
+        return self.where.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self.tokenizer.apply_chat_template(
@@ -134,7 +136,7 @@ class TextLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts: list[str] = [_arguments(r)[0] for r in requests]
         ids = self._encoded(texts)
-        windows: list[tuple[None, list[int], list[int]]] = []
+        windows: list[Any] = []
         owners: list[int] = []
         for number, text in enumerate(texts):
             cut = get_rolling_token_windows(ids[text], self.prefix_token_id, self.window, 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mopd_diag import config
 from mopd_diag.config import load_cast
+from mopd_diag.engines.served_http import Address, key_from
 from mopd_diag.errors import BadInput, CheckpointError
 from mopd_diag.runs.directory import RunDirectory
 
@@ -15,16 +17,28 @@ KIND = "evaluation"
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One model. `role` is base, student, teacher, rival or control; `domains` are what it teaches."""
+    """One model. `role` is base, student, teacher, rival or control; `domains` are what it teaches.
+
+    `path` is its checkpoint; of a served member, which has a `server`, the student's: they share the tokenizer. `base` is what an
+    adapter that names no base belongs on.
+    """
 
     name: str
     role: str
     domains: tuple[str, ...]
     path: Path
+    base: Path | None = None
+    server: Address | None = None
+
+    def place(self) -> dict[str, str]:
+        """Where the model is, in words that may be written down: no key is among them."""
+        if self.server is None:
+            return {"path": str(self.path.resolve())}
+        return {"url": self.server.url, "served": self.server.model}
 
 
 def members_of(cast: Path) -> list[Member]:
-    """Base and student first. Raises BadInput for a served member, or for a run that has not trained its models yet."""
+    """Base and student first. Raises BadInput for a served student, a key that is not set, or a run that has not trained its models yet."""
     members = _of_run(RunDirectory.open(cast)) if cast.is_dir() else _of_cast(cast)
     missing = [m for m in members if not m.path.exists()]
     if missing:
@@ -34,16 +48,21 @@ def members_of(cast: Path) -> list[Member]:
 
 
 def _of_cast(path: Path) -> list[Member]:
-    found = []
-    for name, member in load_cast(path).members().items():
-        if member.path is None:
-            raise BadInput(
-                f"{name} is a served model (`url`), expected a `path`: answers to tasks are generated and scored here; evaluate the "
-                "server with lm-eval's own `local-completions` model, whose results `compare` reads"
-            )
-        role = name.split("-")[0]
-        found.append(Member(name, role, tuple(member.domains), member.path))
-    return found
+    cast = load_cast(path)
+    if cast.student.path is None:
+        raise BadInput(
+            "student: got a served model (`url`), expected a `path`: served members are asked in the tokens of its tokenizer"
+        )
+    return [_member(name, member, cast.student.path, cast.base.path) for name, member in cast.members().items()]
+
+
+def _member(name: str, member: config.Member, student: Path, base: Path | None) -> Member:
+    role, domains = name.split("-")[0], tuple(member.domains)
+    if member.url is None or member.model is None:
+        return Member(name, role, domains, member.path or student, base)
+    key = key_from(name, member.key_env)
+    server = Address(name, member.url.rstrip("/"), member.model, key, member.concurrency, member.timeout_s)
+    return Member(name, role, domains, student, base, server)
 
 
 def _of_run(run: RunDirectory) -> list[Member]:

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from mopd_diag.records.build import build
 from mopd_diag.runs.directory import RECORD_COLUMNS, SCHEMA, RunDirectory, write_json, write_table
 from mopd_diag.seeds import seed_of
 from mopd_diag.study.eval_members import KIND, Member, members_of
+from mopd_diag.study.eval_models import check_servers, opened
 from mopd_diag.study.eval_tasks import Tasks, check_installed, is_generation, is_ours
 from mopd_diag.types import Estimate
 
@@ -32,7 +34,7 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How every model is asked. Some of it changes the answers; `rows` does not (beyond rounding)."""
+    """How every model is asked. Some of it changes the answers; `rows` and `device` do not (beyond rounding)."""
 
     limit: int | None = None
     samples: int = 1
@@ -41,13 +43,14 @@ class Settings:
     chat: bool = False
     seed: int = 0
     rows: int | None = None
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.samples > 1 and self.temperature <= 0:
             raise BadInput(f"{self.samples} greedy answers would be the same; give a --temperature above 0")
 
     def identity(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k != "rows"}
+        return {k: v for k, v in asdict(self).items() if k not in ("rows", "device")}
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,21 @@ def evaluate(
     check_installed()
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's many bars; `told` hears of the progress
     told("opening tasks")
-    opened = Tasks(tasks, include, network=network)
-    _claim(run, members, list(opened.opened), settings)
+    every = Tasks(tasks, include, network=network)
+    manifest = _claim(run, members, list(every.opened), settings)
     if settings.chat:
         _check_templates(members)
-    notes = [*_notes(opened, settings)]
-    for member in members:
-        missing = [n for n in opened.opened if _done(run, member, n, settings) is None]
-        if missing:
+    missing = {m.name: [n for n in every.opened if _done(run, m, n, settings) is None] for m in members}
+    scored = any(not is_generation(t) for t in every.opened.values())
+    notes = [*_notes(every, settings), *check_servers([m for m in members if missing[m.name]], scored)]
+    write_json(run.path / "manifest.json", manifest)
+    # What a server's failure ends comes last.
+    for member in sorted(members, key=lambda m: m.server is not None):
+        if missing[member.name]:
             told(f"{member.name}: loading")
-            _ask(run, member, missing, opened, settings, told)
+            _ask(run, member, missing[member.name], every, settings, told)
         notes += _write_records(run, member, settings)
-    metrics = {m.name: {n: _mark(run, m, n)["metrics"] for n in opened.opened} for m in members}
+    metrics = {m.name: {n: _mark(run, m, n)["metrics"] for n in every.opened} for m in members}
     _conclude(run, members)
     notes = list(dict.fromkeys(notes))
     for note in notes:
@@ -103,9 +109,9 @@ def evaluate(
 # -- the directory ------------------------------------------------------------------------------------------------------------
 
 
-def _claim(run: RunDirectory, members: Sequence[Member], tasks: Sequence[str], settings: Settings) -> None:
-    """Make the directory an evaluation of these models, or go on with one. Raises RunDirectoryError when it is something else."""
-    models = {m.name: {"role": m.role, "domains": list(m.domains), "path": str(m.path.resolve())} for m in members}
+def _claim(run: RunDirectory, members: Sequence[Member], tasks: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """The manifest of an evaluation of these models, begun or gone on with. Raises RunDirectoryError for a directory of something else."""
+    models = {m.name: {"role": m.role, "domains": list(m.domains), **m.place()} for m in members}
     if run.path.is_file():
         raise RunDirectoryError(f"{run.path} is a file, expected a directory for the results; choose another --out")
     if (run.path / "manifest.json").exists():
@@ -125,12 +131,11 @@ def _claim(run: RunDirectory, members: Sequence[Member], tasks: Sequence[str], s
         "diagnosis": {"margin": MARGIN},
         "seed": settings.seed,
     }
-    manifest = {
+    return {
         "schema": SCHEMA, "kind": KIND, "plan": plan, "stages": [], "models": models, "route": route, "sequence": [],
         "controls": [m.name for m in members if m.role == "control"], "seeds": [settings.seed],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    write_json(run.path / "manifest.json", manifest)
 
 
 def _mark_path(run: RunDirectory, member: Member, task: str) -> Path:
@@ -153,7 +158,10 @@ def _done(run: RunDirectory, member: Member, task: str, settings: Settings) -> P
 
 
 def _state(member: Member) -> list[list[Any]]:
-    """Which files a checkpoint is made of, and when they were written: another model under its name is asked anew."""
+    """Which files a checkpoint is made of, and when they were written: another model under its name is asked anew. Of a server,
+    its address and the model's name."""
+    if member.server is not None:
+        return [[member.server.url, member.server.model]]
     files = sorted(member.path.glob("*")) if member.path.is_dir() else [member.path]
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 
@@ -164,37 +172,25 @@ def _state(member: Member) -> list[list[Any]]:
 def _ask(
     run: RunDirectory, member: Member, names: Sequence[str], tasks: Tasks, settings: Settings, told: Told
 ) -> None:  # fmt: skip
-    import torch
-
-    from mopd_diag.engines.harness import TorchLM, load_words
-    from mopd_diag.models.loading import load
-
-    loaded = load(member.path)
-    with torch.inference_mode():
-        if not loaded.model.hidden(torch.tensor([[loaded.tokenizer.eos_id]])).isfinite().all():
-            raise BadInput(
-                f"{member.name} gives NaN or infinite numbers: nothing can be asked of it; repair {member.path}"
-            )
-    words = load_words(member.path)
-    for number, name in enumerate(names, 1):
-        saying = f"{member.name}: {name} ({number} of {len(names)})"
-        seed = seed_of(settings.seed, "eval", member.name, name) % 2**63
-        model = TorchLM(
-            loaded, words, rows=settings.rows, seed=seed, told=lambda done, of, s=saying: told(f"{s}, {done} of {of}")
-        )
-        told(saying)
-        results, samples = _asked(model, member, tasks, name, settings, run)
-        frame, notes = records_of(
-            samples, member.name, lambda texts: [len(x) for x in loaded.tokenizer.encode_all(texts)]
-        )
-        metrics = {k: v for k, v in results["results"][name].items() if isinstance(v, int | float) and math.isfinite(v)}
-        mark = {
-            "task": name, "settings": settings.identity(), "checkpoint": _state(member), "samples": samples.name, "metrics": metrics,
-            "version": str(results["versions"].get(name)), "notes": list(notes),
-        }  # fmt: skip
-        path = _mark_path(run, member, name)
-        write_table(path.with_suffix(".parquet"), frame)
-        write_json(path, mark)
+    with opened(member, settings.rows, settings.device) as ways:
+        for number, name in enumerate(names, 1):
+            saying = f"{member.name}: {name} ({number} of {len(names)})"
+            seed = seed_of(settings.seed, "eval", member.name, name) % 2**63
+            path = _mark_path(run, member, name)
+            kept = path.with_suffix(".asked.jsonl")
+            model = ways.model(kept, seed, lambda done, of, s=saying: told(f"{s}, {done} of {of}"))
+            told(saying)
+            results, samples = _asked(model, member, tasks, name, settings, run)
+            frame, notes = records_of(samples, member.name, ways.count)
+            numbers = {k: v for k, v in results["results"][name].items() if isinstance(v, int | float)}
+            mark = {
+                "task": name, "settings": settings.identity(), "checkpoint": _state(member), "samples": samples.name,
+                "metrics": {k: v for k, v in numbers.items() if math.isfinite(v)}, "version": str(results["versions"].get(name)),
+                "notes": list(notes),
+            }  # fmt: skip
+            write_table(path.with_suffix(".parquet"), frame)
+            write_json(path, mark)
+            kept.unlink(missing_ok=True)  # a server's answers are in the samples now
 
 
 def _asked(
@@ -209,13 +205,14 @@ def _asked(
         task.set_config("repeats", settings.samples)
     tracker = EvaluationTracker(output_path=str(run.path))
     run_it: Any = lm_eval.evaluator.simple_evaluate  # its decorator hides what it takes
-    results: dict[str, Any] = run_it(
-        model=model, model_args={"model": member.name, "path": str(member.path)}, tasks=[task], task_manager=tasks.manager,
-        num_fewshot=settings.few_shot, limit=settings.limit, apply_chat_template=settings.chat, log_samples=True,
-        gen_kwargs=sampled if settings.temperature > 0 and is_generation(task) else None, bootstrap_iters=BOOTSTRAPS,
-        evaluation_tracker=tracker, random_seed=settings.seed, numpy_random_seed=settings.seed, torch_random_seed=settings.seed,
-        fewshot_random_seed=settings.seed,
-    )  # fmt: skip  # type: ignore[assignment]
+    with _no_git(lm_eval.evaluator):
+        results: dict[str, Any] = run_it(
+            model=model, model_args={"model": member.name, **member.place()}, tasks=[task], task_manager=tasks.manager,
+            num_fewshot=settings.few_shot, limit=settings.limit, apply_chat_template=settings.chat, log_samples=True,
+            gen_kwargs=sampled if settings.temperature > 0 and is_generation(task) else None, bootstrap_iters=BOOTSTRAPS,
+            evaluation_tracker=tracker, random_seed=settings.seed, numpy_random_seed=settings.seed, torch_random_seed=settings.seed,
+            fewshot_random_seed=settings.seed,
+        )  # fmt: skip  # type: ignore[assignment]
     folder = run.path / member.name
     for old in folder.glob("samples_*.jsonl"):
         if samples_files.task_of(old) == name:
@@ -231,11 +228,22 @@ def _asked(
     return results, written[0]
 
 
+@contextmanager
+def _no_git(evaluator: Any) -> Iterator[None]:
+    """lm-eval asks git about the folder it is called in, which is not the models', and outside a repository git complains on stderr."""
+    asking = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asking
+
+
 def _check_templates(members: Sequence[Member]) -> None:
     from mopd_diag.engines.harness import load_words
 
     for member in members:
-        if not load_words(member.path).chat_template:
+        if not load_words(member.path, member.base).chat_template:
             raise BadInput(f"{member.name} has no chat template ({member.path}); leave --apply-chat-template out")
 
 
