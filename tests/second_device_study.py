@@ -15,7 +15,7 @@ from bigram import DOMAINS as DOMAINS_OF_CHAINS
 from bigram import write_planted_run
 from cast_models import PROMPTS, paths, save_models
 from rich.console import Console
-from second_device import register
+from second_device import registered
 from test_compute import study_of
 
 import mopd_diag
@@ -32,7 +32,7 @@ from mopd_diag.study.explain import explain_all
 from mopd_diag.study.jobs import run_job
 from mopd_diag.worlds.world import BUILT_IN
 
-SECOND = register()
+SECOND = registered()
 
 
 @pytest.mark.parametrize("model", ["", "lora = { rank = 2, alpha = 4 }"])
