@@ -30,9 +30,11 @@ from mopd_diag.models.loading import load
 from mopd_diag.models.lora import save_adapter
 from mopd_diag.records.read import read_records
 from mopd_diag.runs.directory import RunDirectory
+from mopd_diag.runs.ray_scheduler import RayScheduler
 from mopd_diag.study.compare import compare
+from mopd_diag.study.eval_asking import Settings
 from mopd_diag.study.eval_tasks import Tasks, tasks_folder
-from mopd_diag.study.evals import Settings, evaluate
+from mopd_diag.study.evals import evaluate
 from mopd_diag.study.jobs import content_hash
 from mopd_diag.training.explore import answer
 from mopd_diag.worlds import documents
@@ -317,6 +319,22 @@ def test_another_checkpoint_under_the_same_name_is_asked_anew(cast: Path, tmp_pa
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["local", "ray"])
+def test_members_asked_side_by_side_answer_alike(scheduler: str, cast: Path, mine: Path, tmp_path: Path, capfd):
+    tasks, how = ["mopd_micro_stack", "colours"], Settings(limit=4)
+    evaluate(cast, tasks, tmp_path / "one", how, include=[mine])
+    out, told = tmp_path / "beside", list[str]()
+    ray = RayScheduler(out) if scheduler == "ray" else None
+    evaluate(cast, tasks, out, how, include=[mine], workers=2, ray=ray, told=told.append)
+    assert {f"eval-{m}: done" for m in ("base", "student", "teacher-math")} <= set(told)
+    for model in ("base", "student", "teacher-math"):
+        pd.testing.assert_frame_equal(RunDirectory(tmp_path / "one").records(model), RunDirectory(out).records(model))
+    told.clear()
+    evaluate(cast, tasks, out, how, include=[mine], workers=2, ray=ray, told=told.append)
+    assert told == ["opening tasks"], "what is done is not done again"
+    assert capfd.readouterr().out == "", "standard output belongs to --json"
 
 
 def test_a_task_that_nobody_has_is_named_with_its_neighbours():

@@ -21,7 +21,8 @@ from mopd_diag.engines import served_http
 from mopd_diag.engines.asked import Asked
 from mopd_diag.engines.served_http import ServerError
 from mopd_diag.errors import BadInput
-from mopd_diag.study.evals import Evaluation, Settings, evaluate
+from mopd_diag.study.eval_asking import Settings
+from mopd_diag.study.evals import Evaluation, evaluate
 
 ROLLING = """
 task: aloud

@@ -10,7 +10,8 @@ import pytest
 from test_evals import CHOICE, DATASET
 from test_vllm import python, served  # noqa: F401
 
-from mopd_diag.study.evals import Settings, evaluate
+from mopd_diag.study.eval_asking import Settings
+from mopd_diag.study.evals import evaluate
 
 AGREE = 1e-3
 """Nats between the log-likelihoods of an answer; one token's may differ by half of it (`test_vllm`)."""

@@ -162,7 +162,7 @@ class RecoveryCallback(TrainerCallback):
         rows: list[tuple[list[int], list[int]]] = []
         was_training = model.training
         model.eval()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed_of(self.seed, "recovery", step))
             for at in range(0, len(items), self.batch):
                 rows += self._generated(model, tokenizer, items[at : at + self.batch], pad)

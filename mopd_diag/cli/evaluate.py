@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mopd_diag.cli.shared import Device, Json, app, emit, stderr, stdout
+from mopd_diag.cli.shared import Device, Json, RayAddress, Scheduler, app, emit, ray_scheduler, stderr, stdout
 from mopd_diag.errors import BadInput
 
 
@@ -44,13 +44,19 @@ def evaluate(
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of sampled answers and of few-shot examples.")] = 0,
     device: Device = "auto",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Models asked side by side; default one, on Ray one a core.")
+    ] = None,
+    scheduler: Scheduler = "local",
+    ray_address: RayAddress = None,
     json_: Json = False,
 ) -> None:  # fmt: skip
     """lm-eval over every model of a cast, each answer kept; compare, caps and report read the results."""
     names = [n.strip() for n in tasks.split(",") if n.strip()]
     if not names:
         raise BadInput("--tasks names no task; give names with commas between them, such as mopd_micro")
-    from mopd_diag.study.evals import Settings
+    ray = ray_scheduler(scheduler, ray_address)
+    from mopd_diag.study.eval_asking import Settings
     from mopd_diag.study.evals import evaluate as evaluated
 
     settings = Settings(limit, samples, temperature, num_fewshot, apply_chat_template, seed, batch_size, device)
@@ -65,6 +71,8 @@ def evaluate(
             network=allow_network,
             told=lambda text: status.update(text),
             warn=lambda text: console.print(f"note: {text}", style="dim", markup=False, soft_wrap=True),
+            workers=workers,
+            ray=ray(out),
         )
     if json_:
         emit(found.to_dict())

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,41 +13,18 @@ from typing import Any
 import pandas as pd
 
 from mopd_diag.diagnostics.accuracy import accuracy
-from mopd_diag.errors import BadInput, ResourceError, RunDirectoryError
-from mopd_diag.records import lm_eval as samples_files
-from mopd_diag.records.build import build
-from mopd_diag.runs.directory import RECORD_COLUMNS, SCHEMA, RunDirectory, write_json, write_table
-from mopd_diag.seeds import seed_of
+from mopd_diag.errors import BadInput, RunDirectoryError
+from mopd_diag.runs.directory import SCHEMA, RunDirectory, write_json, write_table
+from mopd_diag.runs.ray_scheduler import RayScheduler
+from mopd_diag.runs.scheduler import Job, run_jobs
+from mopd_diag.study.eval_asking import Settings, Told, answered, ask, ask_in_job, read_mark, state_of
 from mopd_diag.study.eval_members import KIND, Member, members_of
-from mopd_diag.study.eval_models import check_servers, opened
+from mopd_diag.study.eval_models import check_servers
 from mopd_diag.study.eval_tasks import Tasks, check_installed, is_generation, is_ours
+from mopd_diag.study.preflight import asked
 from mopd_diag.types import Estimate
 
 MARGIN = 0.05
-BOOTSTRAPS = 1000
-"""Of lm-eval's own error bars, for metrics that have no formula; ours are computed from the records."""
-Told = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How every model is asked. Some of it changes the answers; `rows` and `device` do not (beyond rounding)."""
-
-    limit: int | None = None
-    samples: int = 1
-    temperature: float = 0.0
-    few_shot: int | None = None
-    chat: bool = False
-    seed: int = 0
-    rows: int | None = None
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.samples > 1 and self.temperature <= 0:
-            raise BadInput(f"{self.samples} greedy answers would be the same; give a --temperature above 0")
-
-    def identity(self) -> dict[str, Any]:
-        return {k: v for k, v in asdict(self).items() if k not in ("rows", "device")}
 
 
 @dataclass(frozen=True)
@@ -69,13 +43,15 @@ class Evaluation:
 
 def evaluate(
     cast: Path | str, tasks: Sequence[str], out: Path | str, settings: Settings | None = None, *, include: Sequence[Path] = (),
-    network: bool = False, told: Told = lambda _: None, warn: Told = lambda _: None,
+    network: bool = False, told: Told = lambda _: None, warn: Told = lambda _: None, workers: int | None = None,
+    ray: RayScheduler | None = None,
 ) -> Evaluation:  # fmt: skip
     """Ask every model of a cast (a cast file or a run directory) every task; what is done already is not done again.
 
     `out` becomes a directory that `compare OUT:base OUT:student`, `caps OUT` and `report OUT` read, with lm-eval's own files in
     `out/MODEL/`. Task names may be lm-eval's tasks, groups, tags or patterns, those of the folders in `include`, and
-    `mopd_WORLD[_DOMAIN]`.
+    `mopd_WORLD[_DOMAIN]`. Local members are asked one after the other in this process, with `workers` so many side by side, each in a
+    process of its own, and with `ray` as tasks of a cluster; servers are asked from here.
 
     Raises BadInput for what cannot be used, before any model is loaded where that is possible; ResourceError for a full disk.
     """
@@ -88,22 +64,56 @@ def evaluate(
     manifest = _claim(run, members, list(every.opened), settings)
     if settings.chat:
         _check_templates(members)
-    missing = {m.name: [n for n in every.opened if _done(run, m, n, settings) is None] for m in members}
+    missing = {m.name: [n for n in every.opened if answered(run, m, n, settings) is None] for m in members}
     scored = any(not is_generation(t) for t in every.opened.values())
     notes = [*_notes(every, settings), *check_servers([m for m in members if missing[m.name]], scored)]
     write_json(run.path / "manifest.json", manifest)
+    beside = [m for m in members if missing[m.name] and m.server is None]
+    jobs = [_job(m, run, Path(cast), tasks, include, network, settings) for m in beside]
+    if ray is not None:
+        ray(jobs, workers, _Telling(told))
+    elif (workers or 1) > 1 and len(jobs) > 1:
+        run_jobs(jobs, workers or 1, _Telling(told))
+    else:
+        beside = []
+    missing |= {m.name: [] for m in beside}
     # What a server's failure ends comes last.
     for member in sorted(members, key=lambda m: m.server is not None):
         if missing[member.name]:
             told(f"{member.name}: loading")
-            _ask(run, member, missing[member.name], every, settings, told)
+            ask(run, member, missing[member.name], every, settings, told)
         notes += _write_records(run, member, settings)
-    metrics = {m.name: {n: _mark(run, m, n)["metrics"] for n in every.opened} for m in members}
+    metrics = {m.name: {n: read_mark(run, m, n)["metrics"] for n in every.opened} for m in members}
     _conclude(run, members)
     notes = list(dict.fromkeys(notes))
     for note in notes:
         warn(note)
     return Evaluation(run.path, accuracy(run.records(*(m.name for m in members))), metrics, tuple(notes))
+
+
+def _job(
+    member: Member, run: RunDirectory, cast: Path, tasks: Sequence[str], include: Sequence[Path], network: bool, settings: Settings
+) -> Job:  # fmt: skip
+    asked_for = asked({"plan": {"model": {"path": str(member.path)}, "compute": {"device": settings.device}}})
+    folders = tuple(p.absolute() for p in include)
+    arguments = (run.path.absolute(), cast.absolute(), member.name, tuple(tasks), folders, network, asdict(settings))
+    return Job(f"eval-{member.name}", ask_in_job, arguments, **asked_for)
+
+
+@dataclass(frozen=True)
+class _Telling:
+    """A `Watcher` that says in words which members are being asked."""
+
+    told: Told
+
+    def started(self, job: Job) -> None:
+        self.told(f"{job.name}: begun")
+
+    def moved(self, name: str, step: int, steps: int, metrics: dict[str, float]) -> None:
+        self.told(f"{name}: {step} of {steps} tasks")
+
+    def finished(self, job: Job) -> None:
+        self.told(f"{job.name}: done")
 
 
 # -- the directory ------------------------------------------------------------------------------------------------------------
@@ -138,107 +148,6 @@ def _claim(run: RunDirectory, members: Sequence[Member], tasks: Sequence[str], s
     }  # fmt: skip
 
 
-def _mark_path(run: RunDirectory, member: Member, task: str) -> Path:
-    return run.path / "done" / f"{member.name}--{re.sub(r'[^A-Za-z0-9._-]', '_', task)}.json"
-
-
-def _mark(run: RunDirectory, member: Member, task: str) -> dict[str, Any]:
-    return json.loads(_mark_path(run, member, task).read_text(encoding="utf-8"))
-
-
-def _done(run: RunDirectory, member: Member, task: str, settings: Settings) -> Path | None:
-    """The samples of a task that this very checkpoint has answered under these settings."""
-    if not _mark_path(run, member, task).is_file():
-        return None
-    mark = _mark(run, member, task)
-    samples = run.path / member.name / mark["samples"]
-    same = mark["settings"] == settings.identity() and mark["checkpoint"] == _state(member)
-    whole = samples.is_file() and _mark_path(run, member, task).with_suffix(".parquet").is_file()
-    return samples if same and whole else None
-
-
-def _state(member: Member) -> list[list[Any]]:
-    """Which files a checkpoint is made of, and when they were written: another model under its name is asked anew. Of a server,
-    its address and the model's name."""
-    if member.server is not None:
-        return [[member.server.url, member.server.model]]
-    files = sorted(member.path.glob("*")) if member.path.is_dir() else [member.path]
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
-
-
-# -- asking ---------------------------------------------------------------------------------------------------------------------
-
-
-def _ask(
-    run: RunDirectory, member: Member, names: Sequence[str], tasks: Tasks, settings: Settings, told: Told
-) -> None:  # fmt: skip
-    with opened(member, settings.rows, settings.device) as ways:
-        for number, name in enumerate(names, 1):
-            saying = f"{member.name}: {name} ({number} of {len(names)})"
-            seed = seed_of(settings.seed, "eval", member.name, name) % 2**63
-            path = _mark_path(run, member, name)
-            kept = path.with_suffix(".asked.jsonl")
-            model = ways.model(kept, seed, lambda done, of, s=saying: told(f"{s}, {done} of {of}"))
-            told(saying)
-            results, samples = _asked(model, member, tasks, name, settings, run)
-            frame, notes = records_of(samples, member.name, ways.count)
-            numbers = {k: v for k, v in results["results"][name].items() if isinstance(v, int | float)}
-            mark = {
-                "task": name, "settings": settings.identity(), "checkpoint": _state(member), "samples": samples.name,
-                "metrics": {k: v for k, v in numbers.items() if math.isfinite(v)}, "version": str(results["versions"].get(name)),
-                "notes": list(notes),
-            }  # fmt: skip
-            write_table(path.with_suffix(".parquet"), frame)
-            write_json(path, mark)
-            kept.unlink(missing_ok=True)  # a server's answers are in the samples now
-
-
-def _asked(
-    model: Any, member: Member, tasks: Tasks, name: str, settings: Settings, run: RunDirectory
-) -> tuple[dict[str, Any], Path]:
-    """One task under one model, by lm-eval itself, written where and as it writes. Raises ResourceError when it could not."""
-    import lm_eval.evaluator
-    from lm_eval.loggers import EvaluationTracker
-
-    task, sampled = tasks.opened[name], {"do_sample": True, "temperature": settings.temperature}
-    if is_ours(task):  # the others would draw several answers and look at the first
-        task.set_config("repeats", settings.samples)
-    tracker = EvaluationTracker(output_path=str(run.path))
-    run_it: Any = lm_eval.evaluator.simple_evaluate  # its decorator hides what it takes
-    with _no_git(lm_eval.evaluator):
-        results: dict[str, Any] = run_it(
-            model=model, model_args={"model": member.name, **member.place()}, tasks=[task], task_manager=tasks.manager,
-            num_fewshot=settings.few_shot, limit=settings.limit, apply_chat_template=settings.chat, log_samples=True,
-            gen_kwargs=sampled if settings.temperature > 0 and is_generation(task) else None, bootstrap_iters=BOOTSTRAPS,
-            evaluation_tracker=tracker, random_seed=settings.seed, numpy_random_seed=settings.seed, torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
-        )  # fmt: skip  # type: ignore[assignment]
-    folder = run.path / member.name
-    for old in folder.glob("samples_*.jsonl"):
-        if samples_files.task_of(old) == name:
-            old.unlink()
-    samples = results.pop("samples")
-    tracker.save_results_aggregated(results=results, samples=samples)
-    tracker.save_results_samples(task_name=name, samples=samples[name])
-    written = [f for f in folder.glob("samples_*.jsonl") if samples_files.task_of(f) == name]
-    # lm-eval only logs it when it could not write.
-    whole = len(written) == 1 and sum(1 for _ in written[0].open(encoding="utf-8")) == len(samples[name])
-    if not whole:
-        raise ResourceError(f"lm-eval could not write the samples of {name} into {folder}; free some space and repeat")
-    return results, written[0]
-
-
-@contextmanager
-def _no_git(evaluator: Any) -> Iterator[None]:
-    """lm-eval asks git about the folder it is called in, which is not the models', and outside a repository git complains on stderr."""
-    asking = evaluator.get_git_commit_hash
-    evaluator.get_git_commit_hash = lambda: None
-    try:
-        yield
-    finally:
-        evaluator.get_git_commit_hash = asking
-
-
 def _check_templates(members: Sequence[Member]) -> None:
     from mopd_diag.engines.harness import load_words
 
@@ -259,31 +168,13 @@ def _notes(tasks: Tasks, settings: Settings) -> list[str]:
 # -- records --------------------------------------------------------------------------------------------------------------------
 
 
-def records_of(
-    samples: Path, model: str, count: Callable[[list[str]], list[int]]
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """One task's samples as our records, and what was left out. `count`: how many tokens each answer has."""
-    rows = samples_files.read_samples(samples, samples_files.task_of(samples))
-    if not len(rows.lines):
-        return pd.DataFrame(columns=RECORD_COLUMNS), rows.warnings
-    found = build([rows], name=model, source=str(samples))
-    tokens = pd.Series(count(found.frame["response"].tolist()), dtype="int64")
-    limit = max((n for n in rows.columns["limit"] if n is not None), default=None)
-    cut = pd.Series(False, tokens.index) if limit is None else tokens >= limit
-    ended = 0 if limit is None else (~cut).astype("int64")  # a run's records count the end-of-sequence
-    frame = found.frame.rename(columns={"group": "domain"}).assign(model=model, n_tokens=tokens + ended, truncated=cut)
-    if "group" in rows.columns:  # a world's items: as in a run, an answer that was cut is wrong
-        frame["score"] = frame["score"].where(~cut, 0.0)
-    return frame[RECORD_COLUMNS], found.warnings
-
-
 def _write_records(run: RunDirectory, member: Member, settings: Settings) -> list[str]:
     """All that this model has answered under these settings, in this call and before, as one file; returns what to keep in mind."""
     marks = {
         p: json.loads(p.read_text(encoding="utf-8")) for p in sorted((run.path / "done").glob(f"{member.name}--*.json"))
     }
     same = {
-        p: m for p, m in marks.items() if m["settings"] == settings.identity() and m["checkpoint"] == _state(member)
+        p: m for p, m in marks.items() if m["settings"] == settings.identity() and m["checkpoint"] == state_of(member)
     }
     frames = [f for f in (pd.read_parquet(p.with_suffix(".parquet")) for p in same) if len(f)]
     if not frames:
