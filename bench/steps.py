@@ -1,7 +1,7 @@
 """MOPD steps to be timed: our loop's, and those of TRL's `DistillationTrainer`, from one folder with a student and a teacher.
 
 Both draw the same number of prompts, sample at temperature 1 up to the same length, take the exact full-vocabulary reverse KL to one
-teacher (TRL takes one), clip, and step AdamW. On a CPU TRL runs in fp32 without gradient checkpointing, which is its fastest there.
+teacher (TRL takes one), clip, and step AdamW. Weights are fp32 in both. TRL runs without gradient checkpointing, which is its fastest.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Case:
     prompts: int
     new_tokens: int
     seed: int
+    device: str = "cpu"
+    bf16: bool = False
 
     @property
     def world(self) -> World:
@@ -65,11 +67,12 @@ class Ours:
     """Our training loop, one step at a time."""
 
     def __init__(self, case: Case) -> None:
-        student, teacher = load_decoder(case.folder / "student"), load_decoder(case.folder / "teacher")
+        student, teacher = (load_decoder(case.folder / n, device=case.device) for n in ("student", "teacher"))
         stage = MOPDStage(name="student", teachers={"chatter": "teacher"}, prompts=case.prompts, learning_rate=RATE)
         tokenizer = load_tokenizer(case.folder / "student")
         self.algorithm = MOPD(stage, tokenizer, case.world, ["chatter"], case.seed, {"teacher": teacher})
         self.held = Held(student)
+        self.held.precision = "bf16" if case.bf16 else "fp32"
         self.optimizer = optimizer_of(self.held, RATE, loop.BETAS)
         self.state = loop.TrainingState()
 
@@ -106,9 +109,9 @@ class Theirs:
         prompts = case.world.draw_batch(["chatter"], case.prompts * number, (case.seed, "bench"))
         quiet = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
         arguments = DistillationConfig(
-            output_dir=str(case.folder / "trl"), use_cpu=True, bf16=False, gradient_checkpointing=False, max_steps=number,
-            per_device_train_batch_size=case.prompts, max_completion_length=case.new_tokens, beta=1.0, temperature=1.0, top_k=0,
-            learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=loop.CLIP_NORM, seed=case.seed, **quiet,
+            output_dir=str(case.folder / "trl"), use_cpu=case.device == "cpu", bf16=case.bf16, gradient_checkpointing=False,
+            max_steps=number, per_device_train_batch_size=case.prompts, max_completion_length=case.new_tokens, beta=1.0, temperature=1.0,
+            top_k=0, learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=loop.CLIP_NORM, seed=case.seed, **quiet,
         )  # fmt: skip
         trainer = DistillationTrainer(
             model=self.student, teacher_model=self.teacher, args=arguments, processing_class=self.tokenizer,

@@ -43,11 +43,11 @@ def run(
         file = find_smollm2() if smollm2 else None
         models: dict[str, Any] = {}
         if micro:
-            case = Case(_saved(Path(folder) / "micro", *_fresh(seed), seed), 64, 24, seed)
+            case = Case(saved_pair(Path(folder) / "micro", *_fresh(seed), seed), 64, 24, seed)
             models[MICRO] = _measured(case, rounds, warmup, memory)
         if file is not None:
             loaded = load(file)
-            case = Case(_saved(Path(folder) / "smollm2", loaded.model, loaded.tokenizer, seed), 16, 24, seed)
+            case = Case(saved_pair(Path(folder) / "smollm2", loaded.model, loaded.tokenizer, seed), 16, 24, seed)
             del loaded
             models[SMOLLM2] = _measured(case, max(3, rounds // 3), 1, memory)
         found = {"bench": "training", "machine": machine(), "models": models}
@@ -61,7 +61,7 @@ def _fresh(seed: int) -> tuple[Decoder, Tokenizer]:
     ), tokenizer  # fmt: skip
 
 
-def _saved(folder: Path, model: Any, tokenizer: Tokenizer, seed: int) -> Path:
+def saved_pair(folder: Path, model: Any, tokenizer: Tokenizer, seed: int) -> Path:
     """The model as student, and as teacher a little away from it."""
     save_checkpoint(model, tokenizer, folder / "student")
     generator = torch.Generator().manual_seed(seed + 1)

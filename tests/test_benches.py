@@ -2,11 +2,13 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 
-from bench import loglikelihood, sampling, scoring, training
+from bench import gpu, loglikelihood, sampling, scoring, training
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +55,25 @@ def test_requests_are_timed_beside_lm_evals_own():
     for found in result["models"]["micro"].values():
         assert found["same_greedy"] and found["largest_difference"] < 1e-4
     assert "hf" in shown(loglikelihood, result)
+
+
+def test_the_bench_for_gpus_runs_without_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "pick", lambda asked: torch.device("cpu"))
+    narrow = replace(
+        gpu.QWEN3,
+        vocab_size=128,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    result = gpu.run(gpu.Size(prompts=4, new_tokens=6, steps=1, square=64), narrow, smollm2=False)
+    found = result["models"]["Qwen3, random"]
+    assert (
+        found["ours"]["tokens_per_second"] > 0
+        and found["trl"]["tokens_per_second"] > 0
+        and found["scored_per_second"] > 0
+    )
+    assert found["share_of_peak"] > 0 and found["kernels"] and sum(k["share"] for k in found["kernels"]) <= 1
+    assert "share of peak" in shown(gpu, result)

@@ -17,7 +17,7 @@ def bench(
         typer.Argument(
             metavar="NAME",
             help="What is right: provenance, interference, caps. What it costs: teachers, costs, scale. Speed: sampling, scoring, "
-            "loglikelihood, training, compare, app.",
+            "loglikelihood, training, compare, app; on a GPU: gpu.",
             show_default=False,
         ),
     ],

@@ -14,6 +14,7 @@ NAMES = (
     "caps",
     "compare",
     "costs",
+    "gpu",
     "interference",
     "loglikelihood",
     "provenance",

@@ -15,7 +15,7 @@ from mopd_diag.study.eval_members import Member
 if TYPE_CHECKING:
     from mopd_diag.models.tokenizer import Tokenizer
 
-NEEDED = "lm-eval asks servers with {}, which is not installed here; install it: pip install 'lm-eval[api]'"
+NEEDED = "lm-eval asks servers with {}, which is not installed here; install it: pip install 'mopd-diag[eval]'"
 Progress = Callable[[int, int], None]
 
 
