@@ -106,8 +106,13 @@ def attribution_table(document: Mapping[str, Any]) -> Group:
             "–" if confidence is None else f"{confidence:.2f}",
             Text(shares),
         )
+    lacking = {
+        "full": "no control was scored beside the teachers (add [controls.NAME] to the cast)",
+        "top-k": "probabilities were learned on whole vocabularies, here a few tokens of each were compared",
+        "none": "probabilities were learned on models that share a vocabulary",
+    }
     calibrated = {
-        "uncalibrated": "confidence is not calibrated: no control was scored beside the teachers (add [controls.NAME] to the cast)",
+        "uncalibrated": f"confidence is not calibrated: {lacking[document['vocabulary']]}",
         "calibrated": "confidence is a probability, learned from casts of known provenance with the decoys as the null",
     }
     seen = document["evidence"] if document["vocabulary"] == "none" else f"{document['vocabulary']} vocabulary"
