@@ -170,6 +170,21 @@ def mopd(**options) -> MOPD:
     return MOPD(stage, None, None, ["a"], 0, {"t": decoder(vocab_size=7)})  # type: ignore[arg-type]
 
 
+def test_how_far_the_sampler_is_from_the_trainer_is_reported() -> None:
+    algorithm = mopd(form="sampled", weight_low=0.5, weight_high=2.0)
+    logp_MV = random_logp(3, 7, 1)
+    fields = {
+        "behaviour": logp_MV[:, 0] - torch.log(torch.tensor([1.0, 0.4, 3.0])),
+        "teacher": logp_MV[:, 0],
+        "outcome": torch.zeros(3),
+    }
+    at, targets = torch.arange(3), torch.zeros(3, dtype=torch.long)
+    part = Part(torch.zeros(1, 3, dtype=torch.long), at, targets, torch.ones(3), fields, "t")
+    _, values = algorithm.token_loss(logp_MV, part, slice(0, 3))
+    torch.testing.assert_close(values["importance_weight"], torch.tensor([1.0, 0.4, 3.0]))
+    assert values["weight_dropped"].tolist() == [0.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("baseline", ["none", "state"])
 def test_expected_sampled_gradient_is_the_full_gradient(baseline: str) -> None:
     """Enumerate the vocabulary: Σ_y π(y) · ∇ sampled loss(y) = ∇ KL(student‖teacher), with and without the baseline."""

@@ -114,6 +114,7 @@ def test_vllm_samples_in_training_from_the_weights_of_each_step(python: str, tmp
     found = reported(python, "vllm_training.py", tmp_path)
     print(found)
     assert len(found["gaps"]) == 4 and max(found["gaps"]) < AGREE, "μ of every step is that of the weights then"
+    assert found["weights"] == [[pytest.approx(1, abs=1e-3), 0.0]] * 4, "the training's log says how far μ is from π"
     assert found["moved"] > 0.01 and all(np.isfinite(found["losses"])) and found["tokens"] > 4 * 16
 
 

@@ -49,4 +49,10 @@ if __name__ == "__main__":
         state = train(student, algorithm, Schedule(4, 1e-2))
     moved = float((student.layers[0].qkv.detach() - before).abs().max())
     losses = [row["loss"] for row in state.log]
-    print("REPORT " + json.dumps({"gaps": GAPS, "losses": losses, "moved": moved, "tokens": state.work.tokens_sampled}))
+    weights = [[row["importance_weight"], row["weight_dropped"]] for row in state.log]
+    print(
+        "REPORT "
+        + json.dumps(
+            {"gaps": GAPS, "losses": losses, "moved": moved, "tokens": state.work.tokens_sampled, "weights": weights}
+        )
+    )

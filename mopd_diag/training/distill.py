@@ -180,7 +180,7 @@ class MOPD:
             logp = logp_MV.gather(1, targets[:, None]).squeeze(1)
             log_ratio = fields["teacher"] - logp.detach()
             loss = self._sampled(logp, log_ratio + s.alpha * fields["outcome"], fields)
-            return loss, values | {"kl": -log_ratio}
+            return loss, values | {"kl": -log_ratio} | self._mismatch(logp, fields)
         teacher_MV = self._target_logp(part, where)
         if s.form == "topk":
             kl = topk_reverse_kl(logp_MV, teacher_MV, s.top_k)
@@ -193,7 +193,13 @@ class MOPD:
         # The expected log-ratio under the student is −KL, so adding KL centres the advantage without biasing it.
         return self._sampled(
             logp, fields["teacher"] - logp.detach() + kl + s.alpha * fields["outcome"], fields
-        ), values | {"kl": kl}
+        ), values | {"kl": kl} | self._mismatch(logp, fields)
+
+    def _mismatch(self, logp_M: Tensor, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How far the sampler is from the trainer: w = π/μ of each token, and whether it lies outside the window and is dropped."""
+        ratio_M = torch.exp(logp_M.detach() - fields["behaviour"])
+        kept_M = (ratio_M >= self.stage.weight_low) & (ratio_M <= self.stage.weight_high)
+        return {"importance_weight": ratio_M, "weight_dropped": 1.0 - kept_M.to(ratio_M.dtype)}
 
     def _sampled(self, logp_M: Tensor, advantage_M: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         return sampled_token_loss(
