@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+NAMED = 40
+"""Valid words that one line names."""
+
+
 class MopdDiagError(Exception):
     """Root of every error this package raises on purpose. `exit_code` is what the CLI returns."""
 
@@ -44,7 +48,7 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """A hint naming the closest valid word, or the valid words when none is close.
+    """A hint naming the closest valid word, or the valid words when none is close; of very many, the first.
 
     >>> nearest("mth", ["math", "code"])
     "did you mean 'math'?"
@@ -53,4 +57,5 @@ def nearest(word: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"
-    return "valid: " + ", ".join(options)
+    more = f" and {len(options) - NAMED} more" if len(options) > NAMED else ""
+    return "valid: " + ", ".join(options[:NAMED]) + more

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mopd_diag.errors import BadInput
+from mopd_diag.errors import BadInput, nearest
 from mopd_diag.types import Item
 from mopd_diag.worlds import TURN, World, load_world, split_of
 from mopd_diag.worlds.micro import DOMAINS
@@ -357,6 +357,10 @@ def test_load_world_selects_in_its_own_order() -> None:
     world = load_world("micro", ["stack", "addition", "stack"])
     assert isinstance(world, World) and list(world.domains) == ["addition", "stack"]
     assert world.families() == {"math": ["addition"], "code": ["stack"]}
+
+
+def test_of_very_many_valid_names_one_line_says_the_first():
+    assert nearest("zzz", (f"name-{i:03}" for i in range(100))).endswith("name-038, name-039 and 60 more")
 
 
 def test_bad_input_names_the_nearest() -> None:
